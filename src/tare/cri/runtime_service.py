@@ -1,0 +1,176 @@
+"""CRI's RuntimeService: each method translates its request, makes one call on the runtime, and translates what comes back.
+
+Methods bear CRI's names, since `dispatch` finds them by those. A method that is not here answers UNIMPLEMENTED.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from tare import __version__
+from tare.cri import filters
+from tare.cri import translate_replies as replies
+from tare.cri import translate_requests as requests
+from tare.cri.ports import HandlerInfo, RuntimePort
+from tare.cri.v1 import api_pb2 as pb
+from tare.errors import InternalError
+
+KUBELET_API_VERSION: Final = "0.1.0"
+RUNTIME_NAME: Final = "tare"
+CRI_VERSION: Final = "v1"
+CGROUP_DRIVERS: Final = {"cgroupfs": pb.CGROUPFS, "systemd": pb.SYSTEMD}
+
+
+class RuntimeService:
+    """`about` is what a verbose Status tells of the daemon, JSON-able: its settings, for one."""
+
+    lasting: frozenset[str] = frozenset(
+        {
+            "StopPodSandbox",
+            "RemovePodSandbox",
+            "StartContainer",
+            "StopContainer",
+            "RemoveContainer",
+            "ReopenContainerLog",
+        }
+    )
+
+    def __init__(self, runtime: RuntimePort, about: Mapping[str, object]) -> None:
+        self._runtime = runtime
+        self._about = about
+
+    async def Version(self, request: pb.VersionRequest) -> pb.VersionResponse:
+        """What this is."""
+        return pb.VersionResponse(
+            version=KUBELET_API_VERSION,
+            runtime_name=RUNTIME_NAME,
+            runtime_version=__version__,
+            runtime_api_version=CRI_VERSION,
+        )
+
+    async def Status(self, request: pb.StatusRequest) -> pb.StatusResponse:
+        """Conditions, handlers (the default one under the empty name as well) and features."""
+        conditions = [
+            pb.RuntimeCondition(type=item.type, status=item.status, reason=item.reason, message=item.message)
+            for item in self._runtime.conditions()
+        ]
+        handlers = self._runtime.handlers()
+        features = self._runtime.features()
+        about = {"version": __version__, "cgroupDriver": self._runtime.cgroup_driver(), **self._about}
+        return pb.StatusResponse(
+            status=pb.RuntimeStatus(conditions=conditions),
+            info=replies.info(about) if request.verbose else None,
+            runtime_handlers=[
+                *(_handler(item, "") for item in handlers[:1]),
+                *(_handler(item, item.name) for item in handlers),
+            ],
+            features=pb.RuntimeFeatures(
+                supplemental_groups_policy=features.supplemental_groups_policy,
+                user_namespaces_host_network=features.user_namespaces_host_network,
+                mount_options=features.mount_options,
+            ),
+        )
+
+    async def RuntimeConfig(self, request: pb.RuntimeConfigRequest) -> pb.RuntimeConfigResponse:
+        """The cgroup driver, which a kubelet takes over."""
+        driver = self._runtime.cgroup_driver()
+        if driver not in CGROUP_DRIVERS:
+            raise InternalError("tell the cgroup driver", cause=f"{driver!r} is none that CRI knows")
+        return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=CGROUP_DRIVERS[driver]))
+
+    async def RunPodSandbox(self, request: pb.RunPodSandboxRequest) -> pb.RunPodSandboxResponse:
+        """A pod that is READY."""
+        config = requests.pod_config(request)
+        return pb.RunPodSandboxResponse(pod_sandbox_id=await self._runtime.run_pod(config, request.runtime_handler))
+
+    async def StopPodSandbox(self, request: pb.StopPodSandboxRequest) -> pb.StopPodSandboxResponse:
+        """Idempotent."""
+        await self._runtime.stop_pod(_pod_id(request.pod_sandbox_id))
+        return pb.StopPodSandboxResponse()
+
+    async def RemovePodSandbox(self, request: pb.RemovePodSandboxRequest) -> pb.RemovePodSandboxResponse:
+        """Idempotent."""
+        await self._runtime.remove_pod(_pod_id(request.pod_sandbox_id))
+        return pb.RemovePodSandboxResponse()
+
+    async def PodSandboxStatus(self, request: pb.PodSandboxStatusRequest) -> pb.PodSandboxStatusResponse:
+        """The pod with its containers, all of one moment."""
+        view = self._runtime.pod_status(_pod_id(request.pod_sandbox_id))
+        return pb.PodSandboxStatusResponse(
+            status=replies.pod_status(view.record),
+            info=replies.info(self._runtime.pod_info(view.record.id)) if request.verbose else None,
+            containers_statuses=[replies.container_status(record) for record in view.containers],
+            timestamp=time.time_ns(),
+        )
+
+    async def ListPodSandbox(self, request: pb.ListPodSandboxRequest) -> pb.ListPodSandboxResponse:
+        """The pods that fit."""
+        found = filters.pod_filter(request).select(self._runtime.list_pods())
+        return pb.ListPodSandboxResponse(items=[replies.pod_item(record) for record in found])
+
+    async def CreateContainer(self, request: pb.CreateContainerRequest) -> pb.CreateContainerResponse:
+        """A container that is CREATED. Where the client leaves out the pod's configuration, it is the one that the pod was made from."""
+        pod_id = _pod_id(request.pod_sandbox_id)
+        config = requests.container_config(request)
+        given = request.HasField("sandbox_config")
+        pod_config = requests.pod_config(request) if given else self._runtime.pod_status(pod_id).record.config
+        container_id = await self._runtime.create_container(pod_id, config, pod_config)
+        return pb.CreateContainerResponse(container_id=container_id)
+
+    async def StartContainer(self, request: pb.StartContainerRequest) -> pb.StartContainerResponse:
+        """The container runs."""
+        await self._runtime.start_container(_container_id(request.container_id))
+        return pb.StartContainerResponse()
+
+    async def StopContainer(self, request: pb.StopContainerRequest) -> pb.StopContainerResponse:
+        """Idempotent."""
+        container_id = _container_id(request.container_id)
+        await self._runtime.stop_container(container_id, requests.timeout(request.timeout))
+        return pb.StopContainerResponse()
+
+    async def RemoveContainer(self, request: pb.RemoveContainerRequest) -> pb.RemoveContainerResponse:
+        """Idempotent."""
+        await self._runtime.remove_container(_container_id(request.container_id))
+        return pb.RemoveContainerResponse()
+
+    async def ListContainers(self, request: pb.ListContainersRequest) -> pb.ListContainersResponse:
+        """The containers that fit."""
+        found = filters.container_filter(request).select(self._runtime.list_containers())
+        return pb.ListContainersResponse(containers=[replies.container_item(record) for record in found])
+
+    async def ContainerStatus(self, request: pb.ContainerStatusRequest) -> pb.ContainerStatusResponse:
+        """The container in full."""
+        record = self._runtime.container_status(_container_id(request.container_id))
+        return pb.ContainerStatusResponse(
+            status=replies.container_status(record),
+            info=replies.info(self._runtime.container_info(record.id)) if request.verbose else None,
+        )
+
+    async def ExecSync(self, request: pb.ExecSyncRequest) -> pb.ExecSyncResponse:
+        """What the command wrote, and its exit code."""
+        container_id = _container_id(request.container_id)
+        command, timeout = requests.command(request), requests.timeout(request.timeout)
+        result = await self._runtime.exec_sync(container_id, command, timeout)
+        return pb.ExecSyncResponse(stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code)
+
+    async def ReopenContainerLog(self, request: pb.ReopenContainerLogRequest) -> pb.ReopenContainerLogResponse:
+        """Lines go to a new file."""
+        await self._runtime.reopen_log(_container_id(request.container_id))
+        return pb.ReopenContainerLogResponse()
+
+
+def _handler(item: HandlerInfo, name: str) -> pb.RuntimeHandler:
+    features = pb.RuntimeHandlerFeatures(
+        recursive_read_only_mounts=item.recursive_read_only, user_namespaces=item.user_namespaces
+    )
+    return pb.RuntimeHandler(name=name, features=features)
+
+
+def _pod_id(value: str) -> str:
+    return requests.identifier(value, "pod_sandbox_id")
+
+
+def _container_id(value: str) -> str:
+    return requests.identifier(value, "container_id")
