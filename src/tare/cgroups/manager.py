@@ -1,0 +1,355 @@
+"""Control groups of containers: made with their limits, looked into, killed, removed, in every tree of the machine at once.
+
+A container's group is the leaf <pod's group>/<container ID>. The pod's group belongs to who made it (a kubelet): it is made
+only where it exists in no tree, and removed only by who asked for that. In a v1 tree where a stranger's pod group is absent, making it
+would leave it behind, since the stranger does not know of it; there the container's group is /tare-detached/<container ID>.
+
+Calls that are not `async` take some ten microseconds a tree and write; the `async` ones wait, off the event loop, for processes to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tare.cgroups import devices
+from tare.cgroups.ending import kill_pass, members, places
+from tare.cgroups.layout import Hierarchy, Kind, Layout, detect
+from tare.cgroups.names import DETACHED, detached, own_path, relative, resolve_parent
+from tare.cgroups.resources import Write, plan
+from tare.cgroups.tree import GONE, Tree
+from tare.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
+
+SLOWEST = 0.05
+# Words of the kernel that are about us, not about the value that was written.
+OUR_FAULT = (errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOMEM, errno.EIO)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cgroup:
+    """A container's group in every tree.
+
+    `path` is as asked for ("/kubepods/pod1/<id>"). `join` are the absolute paths of the cgroup.procs files into which a
+    process writes "0", the unified tree's last. `directory_v2` is the group's directory in the unified tree, for
+    CLONE_INTO_CGROUP (None on v1). `oom_file` is where OOM kills are counted, `kill_file` v2's cgroup.kill, `freezer_file` v1's
+    freezer.state; None where there is none. `skipped` names controllers and files that limits were asked of and that are not there.
+    """
+
+    path: str
+    join: tuple[str, ...]
+    directory_v2: str | None
+    oom_file: str | None
+    kill_file: str | None
+    freezer_file: str | None
+    skipped: tuple[str, ...] = ()
+
+
+class CgroupManager:
+    """Groups below `root`.
+
+    `found` is all that `layout.detect` says, `layout` "v1", "hybrid" or "v2", `missing` the usual controllers that this machine does not offer.
+    """
+
+    def __init__(self, root: str = "/sys/fs/cgroup", layout: Layout | None = None) -> None:
+        found = layout or detect(root)
+        self.found = found
+        self.layout: Kind = found.kind
+        self.hierarchies: tuple[Hierarchy, ...] = found.hierarchies
+        self.controllers: frozenset[str] = found.controllers
+        self.missing: tuple[str, ...] = found.missing
+        self._trees = [Tree(hierarchy) for hierarchy in found.hierarchies]
+        self._of = {name: tree for tree in self._trees for name in tree.hierarchy.controllers}
+        self._unified = next((tree for tree in self._trees if tree.hierarchy.version == 2), None)
+        self._versions: dict[str, int] = {name: tree.hierarchy.version for name, tree in self._of.items()}
+        if self._unified is not None:
+            self._versions["cgroup"] = 2
+
+    def close(self) -> None:
+        """Let the trees' descriptors go."""
+        for tree in self._trees:
+            tree.close()
+
+    # Names
+
+    def resolve_parent(self, cgroup_parent: str, default: str) -> str:
+        """The absolute path that a pod's cgroup_parent names, `default` where it is empty. Raises InvalidArgument."""
+        return resolve_parent(cgroup_parent) if cgroup_parent else "/" + relative(default)
+
+    def exists(self, path: str) -> bool:
+        """Whether the group exists in any tree."""
+        name = relative(path)
+        return any(place for tree in self._trees for place in places(tree, name))
+
+    def missing_groups(self, path: str) -> tuple[str, ...]:
+        """The group and those of its ancestors that exist in no tree, deepest first: what `make_parent` is going to make."""
+        names = relative(path).split("/")
+        paths = ["/".join(names[:depth]) for depth in range(len(names), 0, -1)]
+        return tuple(f"/{name}" for name in paths if not any(tree.exists(name) for tree in self._trees))
+
+    # Pods
+
+    def make_parent(self, path: str) -> bool:
+        """Make a pod's group, with what is missing above it; True if it was made. One that exists in any tree is not touched: False."""
+        missing = [relative(group) for group in reversed(self.missing_groups(path))]
+        if not missing:
+            return False
+        above = missing[0].rpartition("/")[0]
+        try:
+            for tree in self._trees:
+                if tree.exists(above):
+                    for group in missing:
+                        tree.make(group)
+        except OSError as error:
+            self._remove_empty(reversed(missing))
+            raise not_made(path, error) from error
+        return True
+
+    async def remove_parent(self, path: str, timeout: float = 1.0) -> bool:
+        """Remove a group that `make_parent` made, unless other groups are in it by now. True: it is gone. Idempotent."""
+        name = relative(path)
+        deadline = time.monotonic() + timeout
+        delay = 0.001
+        while not self._remove_empty([name]):
+            if time.monotonic() > deadline or any(tree.below(name) for tree in self._trees):
+                return False
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, SLOWEST)
+        return True
+
+    def _remove_empty(self, names: Iterable[str]) -> bool:
+        gone = [tree.remove_one(name) for name in names for tree in self._trees]
+        return all(gone)
+
+    # Containers
+
+    def create(self, path: str, resources: Mapping[str, object]) -> Cgroup:
+        """Make a container's group with its limits (OCI linux.resources). What was made is removed again on failure.
+
+        Raises InvalidArgument with the file, the value and the kernel's word where a limit is refused, FailedPrecondition
+        where this machine does not let Tare make or limit groups.
+        """
+        name = relative(path)
+        planned = plan(resources, self._versions)
+        parent = name.rpartition("/")[0]
+        above = self.missing_groups(parent) if parent else ()
+        try:
+            if above:
+                self.make_parent(parent)
+            where = {tree: self._make(tree, name) for tree in self._trees}
+            skipped = [absent for item in planned.writes if (absent := self._apply(where, item, path))]
+            if planned.devices and self._unified is not None:
+                skipped += guard(self._unified.absolute(where[self._unified]), planned.devices)
+        except BaseException as error:
+            self.remove_now(path)
+            self._remove_empty(relative(group) for group in above)
+            if isinstance(error, OSError):
+                raise not_made(path, error) from error
+            raise
+        return self._handle(path, where, (*planned.skipped, *skipped))
+
+    def _make(self, tree: Tree, name: str) -> str:
+        """The group's path in a tree, once it is made there."""
+        parent = name.rpartition("/")[0]
+        if tree.exists(parent):
+            self._make_in(tree, parent, name)
+            return name
+        aside = detached(name)
+        for _ in range(10):
+            # Another container's removal takes the directory away when it is empty.
+            tree.make(DETACHED)
+            try:
+                self._make_in(tree, DETACHED, aside)
+            except FileNotFoundError:
+                continue
+            return aside
+        raise FailedPrecondition(f"make cgroup {tree.absolute(aside)}", cause=f"{DETACHED} vanishes again and again")
+
+    def _make_in(self, tree: Tree, parent: str, name: str) -> None:
+        """Make a group, with controllers, in one that exists."""
+        if tree.hierarchy.version == 2:
+            tree.enable(parent)
+        tree.make(name)
+
+    def _apply(self, where: Mapping[Tree, str], item: Write, path: str) -> str | None:
+        """Write one limit; the name of what is not there to be limited, or None."""
+        tree = self._of.get(item.controller, self._unified)
+        if tree is None:
+            return item.controller
+        try:
+            tree.write(where[tree], item.file, item.value)
+        except OSError as error:
+            if error.errno == errno.ENOENT and not self._has(tree, where[tree], item.controller):
+                return item.controller
+            if error.errno == errno.ENOENT and item.absent != "refuse":
+                return item.file if item.absent == "skip" else None
+            doing = f"set {item.file} of cgroup {path} to {item.value!r}"
+            raise refused(doing, error) from error
+        return None
+
+    def _has(self, tree: Tree, place: str, controller: str) -> bool:
+        """Whether a group has a controller: on v1 each does, on v2 the ancestors must have given it (the core, "cgroup", is always there)."""
+        if tree.hierarchy.version == 1 or controller == "cgroup":
+            return True
+        return controller in tree.read(place, "cgroup.controllers").split()
+
+    def open(self, path: str) -> Cgroup:
+        """The handle of a group that exists already. Raises NotFound."""
+        name = relative(path)
+        where = {tree: found[0] for tree in self._trees if (found := places(tree, name))}
+        if not where:
+            raise NotFound(f"open cgroup {path}", cause="it does not exist")
+        return self._handle(path, where, ())
+
+    def _handle(self, path: str, where: Mapping[Tree, str], skipped: tuple[str, ...]) -> Cgroup:
+        def file(tree: Tree | None, name: str) -> str | None:
+            if tree is None or tree not in where:
+                return None
+            return tree.absolute(f"{where[tree]}/{name}")
+
+        unified, memory = self._unified, self._of.get("memory")
+        counter = "memory.events" if self._versions.get("memory") == 2 else "memory.oom_control"
+        return Cgroup(
+            path=path,
+            join=tuple(tree.absolute(f"{place}/cgroup.procs") for tree, place in where.items()),
+            directory_v2=tree_directory(unified, where),
+            oom_file=file(memory, counter),
+            kill_file=file(unified, "cgroup.kill"),
+            freezer_file=file(self._of.get("freezer"), "freezer.state"),
+            skipped=tuple(dict.fromkeys(skipped)),
+        )
+
+    # What is in a group
+
+    def processes(self, path: str) -> list[int]:
+        """PIDs in the group and below it, zombies not counted. Empty where the group does not exist."""
+        return members(self._trees, relative(path))
+
+    def oom_kills(self, path: str) -> int:
+        """How many processes the kernel's OOM killer has killed in the group or below it; 0 where nothing counts them."""
+        tree = self._of.get("memory")
+        if tree is None:
+            return 0
+        name, second = relative(path), self._versions["memory"] == 2
+        total = 0
+        for place in places(tree, name):
+            # v2's counter includes the groups below; v1's does not.
+            for group in (place,) if second else (place, *tree.below(place)):
+                try:
+                    total += oom_count(tree.read(group, "memory.events" if second else "memory.oom_control"))
+                except OSError as error:
+                    if error.errno not in GONE:
+                        raise
+        return total
+
+    # Ending
+
+    async def kill(self, path: str, timeout: float = 10.0) -> None:
+        """SIGKILL all that is in the group and below it, until nothing is. Idempotent.
+
+        Raises DeadlineExceeded, naming the PIDs, where something does not end (in an uninterruptible wait).
+        """
+        deadline = time.monotonic() + timeout
+        delay = 0.001
+        while await asyncio.to_thread(self.kill_now, path):
+            if time.monotonic() > deadline:
+                left = self.processes(path)
+                if not left:
+                    return
+                cause = f"PIDs {', '.join(map(str, left[:20]))} are still there after {timeout:g} s"
+                raise DeadlineExceeded(f"kill the processes of cgroup {path}", cause=cause, hint="see /proc/PID/stack")
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, SLOWEST)
+
+    def kill_now(self, path: str) -> int:
+        """One pass over the group; how many processes were in it (0: it is empty)."""
+        return kill_pass(self._trees, relative(path))
+
+    async def remove(self, path: str, timeout: float = 5.0) -> None:
+        """Remove a container's group and the groups that were made inside of it, bottom-up. Idempotent.
+
+        Waits for processes that have ended to leave. Raises FailedPrecondition at the timeout, naming who is in it.
+        """
+        deadline = time.monotonic() + timeout
+        delay = 0.001
+        while not await asyncio.to_thread(self.remove_now, path):
+            if time.monotonic() > deadline:
+                pids = self.processes(path)
+                cause = f"PIDs {', '.join(map(str, pids[:20]))} are in it" if pids else "the kernel says it is busy"
+                raise FailedPrecondition(f"remove cgroup {path}", cause=cause, hint="kill its processes first")
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, SLOWEST)
+
+    def remove_now(self, path: str) -> bool:
+        """One attempt at removing: True when nothing is left, False when something in it is busy."""
+        name = relative(path)
+        gone = True
+        for tree in self._trees:
+            gone = tree.remove(name) and gone
+            aside = detached(name)
+            if tree.exists(aside):
+                gone = tree.remove(aside) and gone
+                tree.remove_one(DETACHED)
+        return gone
+
+    # Speed
+
+    def warm(self) -> bool:
+        """Make joining v1 groups cheap for the next 15 ms or so; call it in a thread when a start is near. False where there is no need.
+
+        Moving a process into a v1 group waits for an RCU grace period (5 to 15 ms) unless another move was a moment ago, or the
+        kernel runs with `favordynmods`. This moves the calling process to where it is.
+        """
+        tree = next((tree for tree in self._trees if tree.hierarchy.version == 1), None)
+        if tree is None:
+            return False
+        own = own_path(Path("/proc/self/cgroup").read_text(), tree.hierarchy)
+        try:
+            tree.write(own, "cgroup.procs", "0")
+        except OSError:
+            # Its group is outside of what is mounted here, or not ours to write: then the next join waits.
+            return False
+        return True
+
+
+def tree_directory(tree: Tree | None, where: Mapping[Tree, str]) -> str | None:
+    """A group's directory in one tree."""
+    return tree.absolute(where[tree]) if tree is not None and tree in where else None
+
+
+def guard(directory: str, rules: Sequence[devices.Rule]) -> list[str]:
+    """Attach v2's device program; ["devices"] where this kernel, or the user namespace that Tare runs in, has none."""
+    if len(rules) == 1 and rules[0].sweeping and rules[0].allow:
+        return []
+    try:
+        devices.attach(directory, devices.program(rules))
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EINVAL):
+            raise
+        return ["devices"]
+    return []
+
+
+def oom_count(text: str) -> int:
+    """The kills that memory.events (v2) or memory.oom_control (v1) counts. A kill of a whole group counts each process, and the group besides."""
+    counts = {
+        key: int(value) for key, _, value in (line.partition(" ") for line in text.splitlines()) if value.isdigit()
+    }
+    return max(counts.get("oom_kill", 0), counts.get("oom_group_kill", 0))
+
+
+def refused(doing: str, error: OSError) -> InvalidArgument | FailedPrecondition:
+    """What the kernel says against a value is the request's fault, unless it is one of the words that are about us or the machine."""
+    if error.errno in OUR_FAULT:
+        hint = "Tare needs write access to the control groups"
+        return FailedPrecondition(doing, cause=error, hint=hint)
+    return InvalidArgument(doing, cause=error)
+
+
+def not_made(path: str, error: OSError) -> InvalidArgument | FailedPrecondition:
+    """Why a group could not be made: by its name, or by the state of the machine (no permission, cgroup.max.descendants, an empty cpuset)."""
+    cls = InvalidArgument if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EINVAL) else FailedPrecondition
+    return cls(f"make cgroup {path}", cause=error)
