@@ -1,0 +1,234 @@
+"""A container as the OCI runtime specification 1.2 describes it, from CRI's request, its image, its pod (pure).
+
+    spec_process   command, environment, user, capabilities       users     who the user is
+    spec_mounts    mounts                                         devices   the node's devices (I/O)
+    spec           the rest, and all of it together               signals   which signal stops it
+
+What names something of the node (sources, devices, pinned namespaces) is taken as it is: nothing is looked at here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tare.errors import FailedPrecondition, InternalError, InvalidArgument
+from tare.runtime.records import (
+    ContainerConfig,
+    NamespaceMode,
+    NamespaceOptions,
+    PodConfig,
+    ProfileType,
+    Resources,
+    User,
+)
+from tare.runtime.spec_mounts import (
+    DEFAULT_MASKED_PATHS,
+    DEFAULT_READONLY_PATHS,
+    mounts,
+    namespaces_of,
+    rootfs_propagation,
+)
+from tare.runtime.spec_process import ALL_CAPABILITIES, DEFAULT_CAPABILITIES, check_text, process
+from tare.runtime.spec_types import DeviceNode, ImageSettings, PodSurroundings, Spec
+
+__all__ = [
+    "ALL_CAPABILITIES",
+    "DEFAULT_CAPABILITIES",
+    "DEFAULT_MASKED_PATHS",
+    "DEFAULT_READONLY_PATHS",
+    "DeviceNode",
+    "ImageSettings",
+    "PodSurroundings",
+    "Spec",
+    "container_spec",
+    "exec_process",
+    "resources",
+]
+
+VERSION = "1.2.0"
+
+DEFAULT_DEVICE_RULES = (
+    ("c", None, None, "m"),
+    ("b", None, None, "m"),
+    ("c", 1, 3, "rwm"),
+    ("c", 1, 5, "rwm"),
+    ("c", 1, 7, "rwm"),
+    ("c", 1, 8, "rwm"),
+    ("c", 1, 9, "rwm"),
+    ("c", 5, 0, "rwm"),
+    ("c", 5, 1, "rwm"),
+    ("c", 5, 2, "rwm"),
+    ("c", 136, None, "rwm"),
+)
+"""What every container may use: null, zero, full, random, urandom, tty, console, ptmx, terminals. Nodes may be made of any device, but not opened."""
+
+
+def container_spec(
+    *,
+    pod: PodConfig,
+    surroundings: PodSurroundings,
+    container: ContainerConfig,
+    image: ImageSettings,
+    user: User,
+    home: str,
+    cgroup_path: str,
+    rootfs: Path,
+    devices: Sequence[DeviceNode] = (),
+    seccomp: Mapping[str, Any] | None = None,
+    target_pid: int | None = None,
+    annotations: Mapping[str, str] | None = None,
+) -> Spec:
+    """The whole configuration.
+
+    `devices` are those asked for (a privileged container's: all of the node's), `rootfs` is root.path, `target_pid` the
+    main process of the container that TARGET names. Raises InvalidArgument, or FailedPrecondition for what this node cannot do.
+    """
+    refuse_unsupported(container)
+    security = container.security
+    pod_modes = pod.security.namespaces
+    wanted = mounts(container, surroundings, pod_modes.ipc)
+    modes = namespaces(pod_modes, security.namespaces or pod_modes, surroundings.pins, target_pid, security.privileged)
+    linux: dict[str, Any] = {
+        "namespaces": namespaces_of(modes),
+        "cgroupsPath": cgroup_path,
+        "resources": resources(container.resources, devices, privileged=security.privileged),
+        "devices": [device(node) for node in devices],
+        "maskedPaths": [] if security.privileged else list(security.masked_paths),
+        "readonlyPaths": [] if security.privileged else list(security.readonly_paths),
+    }
+    propagation = rootfs_propagation(wanted)
+    if propagation:
+        linux["rootfsPropagation"] = propagation
+    if seccomp is not None and not security.privileged:
+        linux["seccomp"] = dict(seccomp)
+    return {
+        "ociVersion": VERSION,
+        "root": {"path": str(rootfs), "readonly": security.readonly_rootfs},
+        "process": process(container, image, user, home, surroundings.hostname),
+        "mounts": wanted,
+        "annotations": dict(annotations or {}),
+        "linux": linux,
+    }
+
+
+def refuse_unsupported(container: ContainerConfig) -> None:
+    """What was asked for and would not happen must not be passed over in silence."""
+    doing = f"make container {container.metadata.name}"
+    security = container.security
+    if container.cdi_devices:
+        raise FailedPrecondition(doing, cause=f"CDI devices are not supported: {', '.join(container.cdi_devices)}")
+    if security.apparmor is not None and security.apparmor.type is ProfileType.LOCALHOST:
+        raise FailedPrecondition(doing, cause=f"AppArmor profile {security.apparmor.localhost_ref} cannot be applied")
+    options = security.namespaces
+    if options is not None and options.user is not None and options.user.mode is not NamespaceMode.NODE:
+        raise FailedPrecondition(doing, cause="user namespaces are not supported")
+
+
+def namespaces(
+    pod: NamespaceOptions,
+    container: NamespaceOptions,
+    pins: Mapping[str, Path],
+    target_pid: int | None,
+    privileged: bool,
+) -> dict[str, str]:
+    """OCI namespace type → path; "" for a new one, absent for the node's.
+
+    Network and IPC are the pod's, whatever a container says; the UTS namespace is there if the pod has one of its own.
+    The control groups' is new, except where all of them are to be seen (privileged).
+    """
+    modes = {"mount": ""}
+    if pod.network is not NamespaceMode.NODE:
+        modes["network"] = pinned(pins, "net")
+    if pod.ipc is not NamespaceMode.NODE:
+        modes["ipc"] = pinned(pins, "ipc")
+    if "uts" in pins:
+        modes["uts"] = str(pins["uts"])
+    mode = container.pid
+    if mode is NamespaceMode.POD and "pid" not in pins:
+        mode = pod.pid
+    if mode is NamespaceMode.CONTAINER:
+        modes["pid"] = ""
+    elif mode is NamespaceMode.POD:
+        modes["pid"] = pinned(pins, "pid")
+    elif mode is NamespaceMode.TARGET:
+        if target_pid is None:
+            cause = f"container {container.target_id or '(none)'} does not run"
+            raise InvalidArgument("share a container's PID namespace", cause=cause)
+        modes["pid"] = f"/proc/{target_pid}/ns/pid"
+    if not privileged:
+        modes["cgroup"] = ""
+    return modes
+
+
+def pinned(pins: Mapping[str, Path], kind: str) -> str:
+    """The pod's own namespace, which must have been made."""
+    if kind not in pins:
+        raise InternalError("describe the container", cause=f"the pod has no {kind} namespace of its own")
+    return str(pins[kind])
+
+
+def resources(wanted: Resources, devices: Sequence[DeviceNode] = (), *, privileged: bool = False) -> dict[str, Any]:
+    """`linux.resources`. Where no swap limit is set, a memory limit is one on memory and swap together, as the kubelet expects."""
+    memory = {"limit": wanted.memory_limit, "swap": wanted.memory_swap_limit or max(wanted.memory_limit, 0)}
+    cpu = {
+        "shares": wanted.cpu_shares,
+        "quota": wanted.cpu_quota,
+        "period": wanted.cpu_period,
+        "cpus": wanted.cpuset_cpus,
+        "mems": wanted.cpuset_mems,
+    }
+    result: dict[str, Any] = {
+        "devices": device_rules(devices, privileged=privileged),
+        "memory": {key: value for key, value in memory.items() if value},
+        "cpu": {key: value for key, value in cpu.items() if value},
+        "hugepageLimits": [{"pageSize": item.page_size, "limit": item.limit} for item in wanted.hugepage_limits],
+        "unified": dict(wanted.unified),
+    }
+    return {key: value for key, value in result.items() if value}
+
+
+def device_rules(devices: Sequence[DeviceNode], *, privileged: bool) -> list[dict[str, Any]]:
+    """The device cgroup's rules: all is allowed, or nothing but the defaults and what was asked for."""
+    if privileged:
+        return [{"allow": True, "access": "rwm"}]
+    rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
+    asked = [(node.kind, node.major, node.minor, node.access) for node in devices]
+    for kind, major, minor, access in (*DEFAULT_DEVICE_RULES, *asked):
+        numbers = {"major": major, "minor": minor}
+        given = {key: number for key, number in numbers.items() if number is not None}
+        rules.append({"allow": True, "type": kind, **given, "access": access})
+    return rules
+
+
+def device(node: DeviceNode) -> dict[str, Any]:
+    """LinuxDevice."""
+    return {
+        "path": node.path,
+        "type": node.kind,
+        "major": node.major,
+        "minor": node.minor,
+        "fileMode": node.mode,
+        "uid": node.uid,
+        "gid": node.gid,
+    }
+
+
+def exec_process(spec: Spec, argv: Sequence[str], *, tty: bool) -> dict[str, Any]:
+    """OCI `process` of a further process in a container: its user, environment, directory, rights; "seccomp" is the container's filter.
+
+    Raises InvalidArgument for an empty command.
+    """
+    if not argv or not argv[0]:
+        raise InvalidArgument("exec in the container", cause="no command")
+    for word in argv:
+        check_text("exec in the container", word)
+    own: dict[str, Any] = spec["process"]
+    result = {**own, "args": list(argv), "terminal": tty, "stdin": False}
+    names = {entry.partition("=")[0] for entry in own["env"]}
+    if tty and "TERM" not in names:
+        result["env"] = [*own["env"], "TERM=xterm"]
+    if "seccomp" in spec["linux"]:
+        result["seccomp"] = spec["linux"]["seccomp"]
+    return result

@@ -1,0 +1,159 @@
+"""The `mounts` of a container's OCI configuration, in the order in which they are made (pure).
+
+First the file systems that every container has, then the pod's files and the request's mounts, parents before what lies in
+them. A mount of the request takes the place of a default one at the same path, and one on /dev of all that lies in it.
+
+Sources: CRI Mount; OCI runtime-spec, config.md, "Mounts", and config-linux.md, "Default Filesystems".
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tare.errors import InvalidArgument
+from tare.handlers.options import CLEARS, SETS
+from tare.runtime.records import ContainerConfig, IdMapping, Mount, NamespaceMode, Propagation
+from tare.runtime.spec_types import PodSurroundings
+
+OciMount = dict[str, Any]
+
+DEFAULT_MASKED_PATHS = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+"""What a container may not see, where nobody else says it (a kubelet sends its own list)."""
+
+DEFAULT_READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+"""What a container may not change, likewise."""
+
+PROPAGATIONS = {
+    Propagation.PRIVATE: "rprivate",
+    Propagation.HOST_TO_CONTAINER: "rslave",
+    Propagation.BIDIRECTIONAL: "rshared",
+}
+
+
+def mounts(container: ContainerConfig, surroundings: PodSurroundings, ipc: NamespaceMode) -> list[OciMount]:
+    """All mounts in order. Raises InvalidArgument."""
+    wanted = [request_mount(mount) for mount in container.mounts]
+    taken = {mount["destination"] for mount in wanted}
+    first = [*base(privileged=container.security.privileged), shared_memory(surroundings, ipc)]
+    first = [mount for mount in first if not replaced(mount["destination"], taken)]
+    readonly = container.security.readonly_rootfs
+    files = [mount for mount in pod_files(surroundings, readonly=readonly) if mount["destination"] not in taken]
+    return first + sorted(files + wanted, key=lambda mount: depth(mount["destination"]))
+
+
+def replaced(destination: str, taken: set[str]) -> bool:
+    """Whether a default mount gives way to the request's."""
+    return destination in taken or ("/dev" in taken and destination.startswith("/dev/"))
+
+
+def depth(path: str) -> int:
+    """How many names a path has: the fewer, the earlier it is mounted."""
+    return len([name for name in path.split("/") if name])
+
+
+def base(*, privileged: bool) -> list[OciMount]:
+    """The kernel's own file systems. /sys and the control groups can be written to by a privileged container alone."""
+    access = "rw" if privileged else "ro"
+    closed = ["nosuid", "noexec", "nodev"]
+    terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
+    return [
+        special("/proc", "proc", "proc", closed),
+        special("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        special("/dev/pts", "devpts", "devpts", terminals),
+        special("/dev/mqueue", "mqueue", "mqueue", closed),
+        special("/sys", "sysfs", "sysfs", [*closed, access]),
+        special("/sys/fs/cgroup", "cgroup", "cgroup", [*closed, "relatime", access]),
+    ]
+
+
+def special(destination: str, kind: str, source: str, options: list[str]) -> OciMount:
+    """A file system that is no bind."""
+    return {"destination": destination, "type": kind, "source": source, "options": options}
+
+
+def bind(destination: str, source: str, options: list[str]) -> OciMount:
+    """A part of the node's tree."""
+    return {"destination": destination, "type": "bind", "source": source, "options": ["rbind", *options]}
+
+
+def shared_memory(surroundings: PodSurroundings, ipc: NamespaceMode) -> OciMount:
+    """/dev/shm belongs to the IPC namespace: the pod's, or the node's."""
+    source = "/dev/shm" if ipc is NamespaceMode.NODE else str(surroundings.directory / "shm")
+    return bind("/dev/shm", source, ["rprivate", "rw", "nosuid", "nodev", "noexec"])
+
+
+def pod_files(surroundings: PodSurroundings, *, readonly: bool) -> list[OciMount]:
+    """hosts, hostname and resolv.conf, which all containers of a pod share."""
+    access = "ro" if readonly else "rw"
+    names = ("hosts", "hostname", "resolv.conf")
+    return [bind(f"/etc/{name}", str(surroundings.directory / name), ["rprivate", access]) for name in names]
+
+
+def request_mount(mount: Mount) -> OciMount:
+    """One mount of the request. Raises InvalidArgument for what CRI does not allow."""
+    doing = f"mount {mount.container_path!r}"
+    if mount.image is not None:
+        raise InvalidArgument(doing, cause="image volumes are not supported")
+    destination = clean(doing, mount.container_path, "container_path")
+    source = clean(doing, mount.host_path, "host_path")
+    options = [PROPAGATIONS[mount.propagation], "ro" if mount.readonly else "rw"]
+    if mount.recursive_read_only:
+        if not mount.readonly:
+            raise InvalidArgument(doing, cause="recursive_read_only is set without readonly")
+        if mount.propagation is not Propagation.PRIVATE:
+            raise InvalidArgument(doing, cause="recursive_read_only is set with a propagation other than private")
+        options.append("rro")
+    result = bind(destination, source, options + checked(doing, mount.options))
+    for key, mappings in (("uidMappings", mount.uid_mappings), ("gidMappings", mount.gid_mappings)):
+        if mappings:
+            result[key] = [mapping(item) for item in mappings]
+    return result
+
+
+def clean(doing: str, path: str, field: str) -> str:
+    """An absolute path without dots. Raises InvalidArgument."""
+    if not path.startswith("/") or "\0" in path:
+        raise InvalidArgument(doing, cause=f"{field} {path!r} is not an absolute path")
+    cleaned = posixpath.normpath("/" + path.lstrip("/"))
+    if cleaned == "/" and field == "container_path":
+        raise InvalidArgument(doing, cause="a mount on / would hide the whole container")
+    return cleaned
+
+
+def checked(doing: str, options: Sequence[str]) -> list[str]:
+    """The request's mount options: flags alone, each also with an r before it for the mounts below."""
+    for option in options:
+        if option not in SETS and option not in CLEARS and (option[:1] != "r" or option[1:] not in SETS | CLEARS):
+            raise InvalidArgument(doing, cause=f"{option!r} is not an option of a bind mount")
+    return list(options)
+
+
+def mapping(item: IdMapping) -> dict[str, int]:
+    """LinuxIDMapping."""
+    return {"containerID": item.container_id, "hostID": item.host_id, "size": item.length}
+
+
+def rootfs_propagation(wanted: Sequence[OciMount]) -> str:
+    """What the root has to be for a mount's propagation to be possible; "" for private."""
+    options = {option for mount in wanted for option in mount["options"]}
+    return "rshared" if "rshared" in options else "rslave" if "rslave" in options else ""
+
+
+def namespaces_of(modes: Mapping[str, str]) -> list[dict[str, str]]:
+    """OCI's list from type → path ("" : a new one)."""
+    return [{"type": kind, "path": path} if path else {"type": kind} for kind, path in modes.items()]
