@@ -1,0 +1,1 @@
+"""Images: names, registries, pulling, unpacking, and what of it is kept."""

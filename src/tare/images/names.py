@@ -1,0 +1,77 @@
+"""Which image a name means, and what happens to names when an image comes. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from tare.errors import InvalidArgument
+from tare.images.records import ImageRecord
+from tare.images.reference import Reference, parse
+
+SHORTEST_PREFIX = 4
+_ID = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
+_PREFIX = re.compile(rf"(?:sha256:)?([0-9a-f]{{{SHORTEST_PREFIX},63}})")
+
+
+def find(images: Mapping[str, ImageRecord], text: str) -> ImageRecord | None:
+    """The image (by ID in `images`) that `text` means: its ID, a tag, a digest, or, where no name fits, the only ID that begins so.
+
+    Raises InvalidArgument for what is no name, and for a beginning of several IDs.
+    """
+    if whole := _ID.fullmatch(text):
+        return images.get(f"sha256:{whole[1]}")
+    prefix = _PREFIX.fullmatch(text)
+    reference = parse(text)
+    for image in images.values():
+        if reference.tagged in image.repo_tags or (
+            reference.digest and reference.at(reference.digest) in image.repo_digests
+        ):
+            return image
+    if prefix is None:
+        return None
+    fitting = [image for image_id, image in images.items() if image_id.startswith(f"sha256:{prefix[1]}")]
+    if len(fitting) > 1:
+        raise InvalidArgument(
+            f"find image {text}",
+            cause=f"{len(fitting)} image IDs begin so: {', '.join(image.id[:23] for image in fitting[:4])}",
+            hint="write more of the ID",
+        )
+    return fitting[0] if fitting else None
+
+
+def by_digest(images: Iterable[ImageRecord], digest: str) -> ImageRecord | None:
+    """The image that a registry's name once stood for by this digest of a manifest or an index."""
+    suffix = f"@{digest}"
+    return next((image for image in images if any(name.endswith(suffix) for name in image.repo_digests)), None)
+
+
+def named(image: ImageRecord, reference: Reference, digest: str) -> ImageRecord:
+    """The image with the names that a pull of `reference`, which stood for `digest`, gives it."""
+    tags = {*image.repo_tags, reference.tagged} - {None}
+    return replace(
+        image,
+        repo_tags=tuple(sorted(tag for tag in tags if tag)),
+        repo_digests=tuple(sorted({*image.repo_digests, reference.at(digest)})),
+    )
+
+
+def arrive(images: Mapping[str, ImageRecord], new: ImageRecord) -> list[ImageRecord]:
+    """The records to write when `new` has come: itself, merged with what was known of it, and those that lose a tag to it."""
+    changed = []
+    for image in images.values():
+        kept = tuple(tag for tag in image.repo_tags if tag not in new.repo_tags)
+        if image.id != new.id and kept != image.repo_tags:
+            changed.append(replace(image, repo_tags=kept))
+    known = images.get(new.id)
+    if known is not None:
+        new = replace(
+            new,
+            repo_tags=tuple(sorted({*known.repo_tags, *new.repo_tags})),
+            repo_digests=tuple(sorted({*known.repo_digests, *new.repo_digests})),
+            documents=tuple(sorted({*known.documents, *new.documents})),
+            created_at=known.created_at,
+            pinned=known.pinned,
+        )
+    return [new, *changed]
