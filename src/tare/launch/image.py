@@ -1,0 +1,46 @@
+"""The process image that keeper, launcher and their children share: made ready to be forked for years, and how a fork's life ends."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def prepare() -> None:
+    """Nothing is imported from now on, and nothing is collected; there is room for the descriptors of a full node."""
+    sys.path.clear()
+    sys.meta_path.clear()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES[1], OPEN_FILES[1]))
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
+def usual_limits() -> None:
+    """The limit of open files that this process was started with: what a container has unless its settings say otherwise."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, OPEN_FILES)
+
+
+def end_after(function: Callable[..., None], *arguments: object) -> None:
+    """Run the life of a forked process, and end it: never back into its parent's code. A crash is told on standard error."""
+    status = 0
+    try:
+        function(*arguments)
+    except BaseException:  # noqa: BLE001 - printed, and the process ends with 1
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    finally:
+        os._exit(status)
+
+
+def complain(who: str, text: str) -> None:
+    """A line on standard error, which is the run directory's launch.log."""
+    os.write(2, os.fsencode(f"{who}: {text}\n"))

@@ -1,0 +1,469 @@
+"""The launcher: a fork server, and the parent of every container, exec and logger that it makes.
+
+It forks a child for each request, watches it by pidfd, lets it through its gate once its marker is written, and records its
+exit before reaping it. It never reads a plan and touches no path that a pod names: the child does. Requests and their
+answers are drawn in `wire`. It dies with nothing lost: its children go to the keeper, and a new launcher serves new calls.
+
+    CREATE ─► clone3 ─► child: steps …  READY ─► OK ══ waits for START ═► GO ─► child: credentials … execve
+    EXEC, NAMESPACES, CHECK: the same, without the wait
+"""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import os
+import select
+import signal
+import socket
+import time
+
+from tare.launch import checks, exec, image, init, linux, namespaces, packets, tasks, wire
+from tare.launch.children import Child
+from tare.launch.loggers import Loggers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    Fields = list[wire.Field]
+    Body = Callable[[socket.socket, mmap.mmap], None]
+
+COLLECT_EVERY = 256  # children between two collections of garbage, which is off otherwise
+RETRY = 1.0  # seconds before what failed for want of room is tried again
+TRACED_PAUSE = 0.01  # seconds between two attempts to reap a process that a debugger has not let go of
+STRAY_PAUSE = 0.05  # seconds between two looks for a child that nobody has named
+STRAY_LOOKS = 100
+EINVAL, ENOSYS, EPIPE, ESRCH = 22, 38, 32, 3
+
+
+class Launcher:
+    """One launcher. `run` is the run directory; the listener is the keeper's gift."""
+
+    def __init__(self, run: str, listener: socket.socket) -> None:
+        self.run = run
+        self.listener = listener
+        self.connections: dict[int, socket.socket] = {}
+        self.named: dict[
+            bytes, Child
+        ] = {}  # by the name of the request, until that has failed, is abandoned, or its process is reaped
+        self.pids: set[int] = set()  # of children that are not reaped
+        self.actions: dict[int, Callable[[], object]] = {}
+        self.chores: list[tuple[float, Callable[[], object]]] = []  # (when, what)
+        self.loggers = Loggers(run, self.watch, self.unwatch, self.later)
+        self.reaped = 0
+        self.ending = False
+        # What each request is made of: its fields (b bytes, i number), the least number of descriptors, and who serves it.
+        self.requests: dict[int, tuple[str, int, Callable[[socket.socket, int, Fields, list[int]], None]]] = {
+            wire.CREATE: ("bib", 1, self.create),
+            wire.EXEC: ("b", 5, self.exec),
+            wire.NAMESPACES: ("bi", 1, self.namespaces),
+            wire.CHECK: ("b", 1, self.check),
+            wire.START: ("b", 0, self.start),
+            wire.ABANDON: ("b", 0, self.abandon),
+            wire.LOGGER: ("b", 0, self.logger),
+        }
+        self.epoll = select.epoll()
+        self.term = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.watch(listener.fileno(), self.accept)
+        self.watch(self.term[0], self.quit)
+
+    # The loop
+
+    def watch(self, fd: int, action: Callable[[], object]) -> None:
+        self.epoll.register(fd, select.EPOLLIN)
+        self.actions[fd] = action
+
+    def unwatch(self, fd: int) -> None:
+        self.epoll.unregister(fd)
+        del self.actions[fd]
+
+    def later(self, seconds: float, chore: Callable[[], object]) -> None:
+        self.chores.append((time.monotonic() + seconds, chore))
+
+    def serve(self) -> None:
+        """Until SIGTERM. One event at a time: of several, one may speak of a descriptor that the one before it has closed."""
+        signal.set_wakeup_fd(self.term[1], warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        self.loggers.adopt_all()
+        while not self.ending:
+            for fd, _ in self.epoll.poll(self.patience(), 1):
+                self.actions[fd]()
+            if self.chores:
+                self.do_chores()
+
+    def patience(self) -> float | None:
+        """Seconds until the next chore."""
+        if not self.chores:
+            return None
+        return max(0.0, min(when for when, _ in self.chores) - time.monotonic())
+
+    def do_chores(self) -> None:
+        now = time.monotonic()
+        due = [chore for when, chore in self.chores if when <= now]
+        self.chores = [(when, chore) for when, chore in self.chores if when > now]
+        for chore in due:
+            chore()
+
+    def quit(self) -> None:
+        """End the loggers, which the keeper has found to have nothing to do, and this process."""
+        self.loggers.end()
+        self.ending = True
+
+    # Connections
+
+    def accept(self) -> None:
+        try:
+            connection = packets.accept(self.listener)
+        except OSError as error:
+            image.complain("tare-launcher", f"accept a connection: {error!r}")
+            self.unwatch(self.listener.fileno())
+            self.later(RETRY, lambda: self.watch(self.listener.fileno(), self.accept))
+            return
+        if connection is not None:
+            self.connections[connection.fileno()] = connection
+            self.watch(connection.fileno(), lambda: self.message(connection))
+
+    def hang_up(self, connection: socket.socket) -> None:
+        """The daemon of this connection is gone: what it created and never started ends."""
+        if connection.fileno() < 0:
+            return
+        self.unwatch(connection.fileno())
+        del self.connections[connection.fileno()]
+        connection.close()
+        for child in list(self.named.values()):
+            if child.connection is connection:
+                child.connection = None
+                if not child.going:
+                    self.kill(child)
+
+    def reply(self, child: Child, kind: int, fields: Sequence[wire.Field], fds: Sequence[int] = ()) -> None:
+        """Answer the request that this child is about, if anyone still listens."""
+        child.answered = True
+        if child.connection is not None:
+            self.send(child.connection, kind, child.request, fields, fds)
+
+    def send(
+        self, connection: socket.socket, kind: int, request: int, fields: Sequence[wire.Field], fds: Sequence[int] = ()
+    ) -> None:
+        try:
+            packets.send(connection, kind, request, fields, fds)
+        except (packets.Closed, OSError):
+            self.hang_up(connection)
+
+    def refuse(self, connection: socket.socket, request: int, step: bytes, number: int, words: bytes) -> None:
+        self.send(connection, wire.FAILED, request, (step, number, words))
+
+    def message(self, connection: socket.socket) -> None:
+        try:
+            kind, request, fields, fds = packets.receive(connection)
+        except BlockingIOError:
+            return
+        except (packets.Closed, wire.WireError):
+            self.hang_up(connection)
+            return
+        shape, least, serve = self.requests.get(kind, ("", 0, None))
+        try:
+            if serve is None:
+                self.refuse(connection, request, b"launcher", ENOSYS, b"unknown message")
+            elif wire.shape(fields) != shape or len(fds) < least:
+                self.refuse(connection, request, b"launcher", EINVAL, b"a request that is not made as it should be")
+            else:
+                serve(connection, request, fields, fds)
+        except (packets.Closed, wire.WireError):
+            self.refuse(connection, request, b"reach the keeper", EPIPE, b"the keeper does not answer")
+        except OSError as error:
+            self.refuse(connection, request, b"make a process", error.errno or 0, os.fsencode(str(error)))
+        finally:
+            packets.close_all(fds)
+
+    # Requests
+
+    def create(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
+        name, flags, pid_namespace = wire.bytes_of(fields[0]), wire.int_of(fields[1]), wire.bytes_of(fields[2])
+        plan, cgroup = fds[0], fds[1] if len(fds) > 1 else -1
+
+        def body(status: socket.socket, outcome: mmap.mmap) -> None:
+            if pid_namespace:
+                init.enter(status, outcome, plan, pid_namespace, flags, cgroup)
+            else:
+                init.main(status, outcome, plan)
+
+        child = self.child(wire.CREATE, name, connection, request)
+        if pid_namespace:
+            self.fork(child, body, (plan, cgroup) if cgroup >= 0 else (plan,), helper=True)
+        else:
+            self.fork(child, body, (plan,), flags, cgroup)
+
+    def exec(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
+        plan, target, *streams = fds[:5]
+        cgroup = fds[5] if len(fds) > 5 else -1
+
+        def body(status: socket.socket, outcome: mmap.mmap) -> None:
+            exec.main(status, outcome, plan, target, streams)
+
+        child = self.child(wire.EXEC, wire.bytes_of(fields[0]), connection, request)
+        self.fork(child, body, (plan, target, *streams), 0, cgroup, helper=True)
+
+    def namespaces(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
+        plan = fds[0]
+        child = self.child(wire.NAMESPACES, wire.bytes_of(fields[0]), connection, request)
+        self.fork(child, lambda status, _: namespaces.main(status, plan), (plan,), wire.int_of(fields[1]))
+
+    def check(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
+        plan = fds[0]
+        child = self.child(wire.CHECK, wire.bytes_of(fields[0]), connection, request)
+        self.fork(child, lambda status, _: checks.main(status, plan), (plan,))
+
+    def start(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
+        child = self.named.get(wire.bytes_of(fields[0]))
+        if child is None or not child.at_gate():
+            self.refuse(connection, request, b"gate", ESRCH, b"the process that was to start is gone")
+            return
+        child.request, child.answered, child.connection = request, False, connection
+        self.open_gate(child)
+
+    def abandon(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
+        """Nobody wants what a request made or is making; also where its answer crosses this message."""
+        child = self.named.get(wire.bytes_of(fields[0]))
+        if child is not None:
+            self.kill(child)
+        self.send(connection, wire.OK, request, ())
+
+    def logger(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
+        self.loggers.ensure(wire.bytes_of(fields[0]))
+        self.send(connection, wire.OK, request, ())
+
+    # Children
+
+    def child(self, kind: int, name: bytes, connection: socket.socket, request: int) -> Child:
+        """A child to be, by a name that is free."""
+        if name in self.named:
+            raise FileExistsError(17, "a process lives or is under way by this name", os.fsdecode(name))
+        return Child(kind, name, connection, request)
+
+    def fork(
+        self, child: Child, body: Body, keep: Sequence[int], flags: int = 0, cgroup: int = -1, *, helper: bool = False
+    ) -> None:
+        """A process that runs `body` with its end of the socket pair and no other descriptor than `keep`, and never returns."""
+        assert child.status is not None
+        try:
+            pid, pidfd = linux.clone3(flags, cgroup)
+        except OSError:
+            child.status.close()
+            child.theirs.close()
+            raise
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            linux.keep_only(child.theirs.fileno(), *keep)
+            image.usual_limits()
+            image.end_after(body, child.theirs, child.outcome)
+        child.theirs.close()
+        self.named[child.name] = child
+        self.watch(child.status.fileno(), lambda: self.child_message(child))
+        if helper:
+            child.helper, child.helper_pid = pidfd, pid
+            self.pids.add(pid)
+            self.watch(pidfd, lambda: self.helper_ended(child))
+        else:
+            self.born(child, pid, pidfd)
+
+    def born(self, child: Child, pid: int, pidfd: int) -> None:
+        child.pid, child.pidfd, child.start = pid, pidfd, linux.start_time(pid)
+        self.pids.add(pid)
+        self.watch(pidfd, lambda: self.ended(child))
+
+    def helper_ended(self, child: Child) -> None:
+        """The intermediate process is done. One that was killed may have made a process and not said so."""
+        self.unwatch(child.helper)
+        if not child.pid:
+            self.hear_out(child)
+        if not child.pid:
+            if child.status is not None:
+                self.silent(child)
+            self.drop_name(child)
+            if child.failure is None:
+                self.look_for_strays(STRAY_LOOKS)
+        self.bury_helper(child)
+
+    def bury_helper(self, child: Child) -> None:
+        if os.waitid(os.P_PIDFD, child.helper, os.WEXITED | os.WNOHANG) is None:
+            self.later(TRACED_PAUSE, lambda: self.bury_helper(child))
+            return
+        self.pids.discard(child.helper_pid)
+        os.close(child.helper)
+        child.helper = -1
+
+    def look_for_strays(self, looks: int) -> None:
+        """Reap a child that nobody has named; it ends by itself, since its status socket has no other end any more."""
+        try:
+            info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if info is not None and info.si_pid not in self.pids | self.loggers.pids:
+            os.waitid(os.P_PID, info.si_pid, os.WEXITED)
+        elif looks:
+            self.later(STRAY_PAUSE, lambda: self.look_for_strays(looks - 1))
+
+    def hear_out(self, child: Child) -> None:
+        """What has been said so far."""
+        while child.status is not None and self.child_message(child):
+            continue
+
+    def child_message(self, child: Child) -> bool:
+        """Take one message of the child; False where there is none now."""
+        assert child.status is not None
+        try:
+            kind, _, fields, fds = packets.receive(child.status)
+        except BlockingIOError:
+            return False
+        except (packets.Closed, wire.WireError):
+            self.silent(child)
+            return False
+        if kind == wire.CHILD:
+            self.born(child, wire.int_of(fields[0]), fds.pop())
+            if child.unwanted:
+                child.kill()
+            elif child.early is not None:
+                self.ready(child, child.early)
+        elif child.unwanted:
+            pass
+        elif kind == wire.TERMINAL:
+            child.terminal = fds.pop()
+        elif kind == wire.READY and child.pid:
+            self.ready(child, fields)
+        elif kind == wire.READY:
+            child.early = fields
+        elif kind == wire.FAILED:
+            child.failure = (wire.bytes_of(fields[0]), wire.int_of(fields[1]), wire.bytes_of(fields[2]))
+        elif kind == wire.OK:
+            self.done(child, fields, fds)
+        packets.close_all(fds)
+        return True
+
+    def done(self, child: Child, fields: Fields, fds: list[int]) -> None:
+        """A child that was only asked to do something has done it; a pod's PID 1 lives on and is named by its PID outside."""
+        if child.kind == wire.NAMESPACES:
+            stays = bool(fields[0])
+            if stays and not self.mark(child):
+                return
+            fields = [child.pid, child.start] if stays else [0, 0]
+        child.going = True
+        if not child.marked:
+            self.drop_name(child)
+        self.reply(child, wire.OK, fields, fds)
+
+    def ready(self, child: Child, fields: Fields) -> None:
+        """At its gate: its marker is written before anyone can let it through."""
+        if not self.mark(child):
+            return
+        if child.kind == wire.EXEC:
+            self.open_gate(child)
+            return
+        fds = [child.pidfd] if child.terminal < 0 else [child.pidfd, child.terminal]
+        self.reply(child, wire.OK, (child.pid, child.start, *fields), fds)
+        self.close_terminal(child)
+
+    def mark(self, child: Child) -> bool:
+        """Write the marker; where that cannot be, the child ends."""
+        try:
+            tasks.mark(self.run, child.pid, child.start)
+        except OSError as error:
+            child.failure = (b"write the marker", error.errno or 0, os.fsencode(str(error)))
+            child.kill()
+            self.silent(child)
+            return False
+        child.marked = True
+        return True
+
+    def open_gate(self, child: Child) -> None:
+        assert child.status is not None
+        child.going = True
+        try:
+            packets.send(child.status, wire.GO)
+        except packets.Closed:
+            self.silent(child)
+
+    def silent(self, child: Child) -> None:
+        """The child's socket has closed: it has exec'd, or failed, or was killed. Or it is closed here, which ends the child."""
+        assert child.status is not None
+        self.unwatch(child.status.fileno())
+        child.status.close()
+        child.status = None
+        outcome = child.read_outcome()
+        child.outcome.close()
+        self.close_terminal(child)
+        if child.answered:
+            return
+        if outcome is not None and not outcome[1]:
+            fds = [child.pidfd] if child.kind == wire.EXEC else []
+            self.reply(child, wire.OK, (child.pid, child.start), fds)
+            return
+        if outcome is not None:
+            child.failure = (*outcome, b"")  # the errno says it
+        self.forget_marker(child)
+        self.drop_name(child)
+        self.reply(child, wire.FAILED, child.failure or (b"setup", 0, b"the process was killed before it could start"))
+
+    def close_terminal(self, child: Child) -> None:
+        if child.terminal >= 0:
+            os.close(child.terminal)
+            child.terminal = -1
+
+    def forget_marker(self, child: Child) -> None:
+        if child.marked:
+            child.marked = False
+            tasks.unmark(self.run, child.pid, child.start)
+
+    def drop_name(self, child: Child) -> None:
+        if self.named.get(child.name) is child:
+            del self.named[child.name]
+
+    def kill(self, child: Child) -> None:
+        """End a child whose end is nobody's business. Its name is free; it may take its time to die."""
+        child.unwanted = True
+        self.forget_marker(child)
+        self.drop_name(child)
+        child.kill()
+
+    def ended(self, child: Child) -> None:
+        """It has ended; what it said before that comes first."""
+        self.unwatch(child.pidfd)
+        self.hear_out(child)
+        if child.status is not None:
+            self.silent(child)
+        self.bury(child)
+
+    def bury(self, child: Child) -> None:
+        """Reap, with the exit on record first, and tell whoever listens. Where it cannot be written, the zombie keeps the code meanwhile."""
+        info = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if info is None:
+            self.later(TRACED_PAUSE, lambda: self.bury(child))
+            return
+        try:
+            key = tasks.record_exit(self.run, info)
+        except OSError as error:
+            image.complain("tare-launcher", f"record the exit of process {child.pid}: {error!r}")
+            self.later(RETRY, lambda: self.bury(child))
+            return
+        os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
+        self.pids.discard(child.pid)
+        os.close(child.pidfd)
+        child.pidfd = -1
+        self.drop_name(child)
+        if key is not None:
+            for connection in list(self.connections.values()):
+                self.send(connection, wire.EXITED, 0, key)
+        self.reaped += 1
+        if self.reaped % COLLECT_EVERY == 0:
+            gc.collect()
+
+
+def serve(run: str, listener: socket.socket, keeper: int) -> None:
+    """The launcher's life. One whose keeper dies before it is on record ends: the next keeper could not know of it."""
+    linux.set_name(b"tare-launcher")
+    if os.getppid() == keeper:
+        linux.replace_file(f"{run}/launcher.pid", b"%d %d\n" % (os.getpid(), linux.start_time(os.getpid())))
+    if os.getppid() == keeper:
+        Launcher(run, listener).serve()

@@ -1,0 +1,84 @@
+"""The child that makes a pod's namespaces and pins them by bind mounts, so that they outlive every process.
+
+It sends back a netlink socket that lives in the new network namespace, by which the daemon sets up addresses without
+entering it. Where the pod's containers share one PID namespace, this child is its PID 1: it stays to reap, with nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+from tare.launch import credentials, linux, packets, plan, seccomp, steps, wire
+from tare.launch.machine import Machine
+
+UNMAPPED = 0xFFFFFFFE - 1  # a uid that no mapping and no passwd file uses; −1 and −2 have meanings
+
+
+def main(status: socket.socket, plan_fd: int) -> None:
+    """Make, pin, answer; end, or stay as PID 1. The plan: `steps`, `pins` [(kind, file)], `network`, `stay`."""
+    try:
+        work = plan.read(plan_fd)
+        os.close(plan_fd)
+        machine = Machine(status)
+        steps.run(machine, steps.resolve(work["steps"]))
+        for kind, path in work["pins"]:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            linux.mount(b"/proc/self/ns/" + kind, path, None, linux.MS_BIND)
+        fds = []
+        if work["network"]:
+            netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+            fds.append(netlink.fileno())
+        if work["stay"]:
+            become_nobody(machine)
+        packets.send(status, wire.OK, 0, (int(work["stay"]),), fds)
+        if work["stay"]:
+            only_reap()
+        os._exit(0)
+    except OSError as error:
+        steps.fail(status, "make the pod's namespaces", error)
+    except BaseException:  # noqa: BLE001 - whatever it is, it ends this child and is told to the launcher
+        steps.fail_with(status, "make the pod's namespaces")
+
+
+def become_nobody(machine: Machine) -> None:
+    """An empty read-only root, an unmapped uid, no capability, no keyring of the node's, not dumpable."""
+    linux.set_name(b"tare-pod")
+    credentials.session(machine)
+    credentials.keyring(machine)
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.mount_setattr(linux.AT_FDCWD, b"/", linux.AT_RECURSIVE, propagation=linux.MS_PRIVATE)
+    linux.mount(
+        b"tmpfs", b"/proc", b"tmpfs", linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC, b"size=0"
+    )
+    os.chdir(b"/proc")
+    linux.pivot_root(b".", b".")
+    linux.umount(b".", linux.MNT_DETACH)
+    os.chdir(b"/")
+    for number in range(credentials.LAST_CAP + 1):
+        try:
+            linux.prctl(linux.PR_CAPBSET_DROP, number)
+        except OSError:
+            break  # past the last one that this kernel knows
+    os.setgroups(())
+    os.setresgid(UNMAPPED, UNMAPPED, UNMAPPED)
+    os.setresuid(UNMAPPED, UNMAPPED, UNMAPPED)
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+
+
+def only_reap() -> None:
+    """Without a descriptor, and under a filter that allows nothing else: wait for whoever is left to PID 1, for ever."""
+    program = linux.SeccompProgram(seccomp.reaper_program())
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    linux.close_range(0)
+    if program.load():
+        os._exit(1)
+    while True:
+        signal.sigwait({signal.SIGCHLD})
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                continue
+        except ChildProcessError:
+            continue

@@ -1,0 +1,102 @@
+"""The socket side of `wire`: packets with descriptors, sent and received whole."""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+
+from tare.launch import wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Closed(Exception):
+    """The other side is gone."""
+
+
+def listen(path: str) -> socket.socket:
+    """A packet socket listening at `path`, in the place of a stale one."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    temporary = f"{path}.{os.getpid()}"
+    if os.path.lexists(temporary):
+        os.unlink(temporary)
+    listener.bind(temporary)
+    os.chmod(temporary, 0o600)
+    listener.listen(64)
+    os.rename(temporary, path)
+    return listener
+
+
+def accept(listener: socket.socket) -> socket.socket | None:
+    """A new connection, not blocking; None where it is gone already. Raises OSError where there is no room for it."""
+    try:
+        connection, _ = listener.accept()
+    except (BlockingIOError, ConnectionError):
+        return None
+    connection.setblocking(False)
+    return connection
+
+
+def connect(path: str) -> socket.socket:
+    """A packet socket connected to `path`. Raises OSError."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        connection.connect(path)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def send(
+    connection: socket.socket,
+    kind: int,
+    request: int = 0,
+    fields: Sequence[wire.Field] = (),
+    fds: Sequence[int] = (),
+) -> None:
+    """One message. Raises Closed where the other side is gone, BlockingIOError where it does not read."""
+    packet = wire.encode(kind, request, fields)
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    try:
+        connection.sendmsg([packet], rights, socket.MSG_NOSIGNAL)
+    except (BrokenPipeError, ConnectionError) as error:
+        raise Closed from error
+
+
+def receive(connection: socket.socket) -> tuple[int, int, list[wire.Field], list[int]]:
+    """(kind, request ID, fields, descriptors). Raises Closed at the end, BlockingIOError where nothing is there.
+
+    The descriptors are the caller's to close; those of a malformed packet (WireError: also one that lost some, or its end) are closed here.
+    """
+    space = socket.CMSG_LEN(wire.MAX_FDS * 4)
+    try:
+        packet, ancillary, flags, _ = connection.recvmsg(wire.MAX_PACKET, space, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionError as error:
+        raise Closed from error
+    fds: list[int] = []
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers = array.array("i")
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+            fds.extend(numbers)
+    if not packet and not flags & socket.MSG_CTRUNC:
+        close_all(fds)
+        raise Closed
+    try:
+        if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+            raise wire.WireError("a packet that is too long, or has more descriptors than there is room for")
+        message, request, fields = wire.decode(packet)
+    except wire.WireError:
+        close_all(fds)
+        raise
+    return message, request, fields, fds
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors."""
+    for fd in fds:
+        os.close(fd)

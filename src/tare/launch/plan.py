@@ -1,0 +1,53 @@
+"""What a child is to do, as data: a list of primitive steps that `steps` walks.
+
+A step is a tuple `(operation, label, argument, …)`. The operation is a name in `steps.OPERATIONS`; the label is what an
+error calls it ("mount /proc"). Descriptors that a step opens go into numbered slots, which later steps name. A plan is a
+dictionary of marshal's plain types (it is read by the same code that writes it, never from anyone else):
+
+    steps        before the gate: cgroup, namespaces, mounts, pivot, working directory, standard streams
+    final        after the gate: credentials, limits, seccomp
+    argv, env    bytes; `paths` are the candidates for argv[0], in order
+
+It travels in a sealed memfd, so that an environment never enters the heap of launcher or logger.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import marshal
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Step = tuple[Any, ...]
+    Plan = dict[str, Any]
+
+MARSHAL_VERSION = 2  # the form that every Python 3 reads alike
+MAX_SIZE = 16 << 20
+SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+def seal(plan: Plan) -> int:
+    """The plan in a sealed memfd; the descriptor is the caller's."""
+    data = marshal.dumps(plan, MARSHAL_VERSION)
+    if len(data) > MAX_SIZE:
+        raise OSError(7, f"the plan is {len(data)} bytes long, at most {MAX_SIZE} are possible")
+    fd = os.memfd_create("tare-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read(fd: int) -> Plan:
+    """The plan in a memfd."""
+    size = os.fstat(fd).st_size
+    plan: Plan = marshal.loads(os.pread(fd, size, 0))
+    return plan

@@ -1,0 +1,289 @@
+"""The order of system calls between a fork of the launcher and execve: what makes a start safe is when each thing happens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tare.handlers.compile import Filter
+from tests.support.launch import Box, Launch, bind, in_launch, line, mounted_tmpfs, namespaces, readable
+from tests.support.trace import Call, Trace, parse
+
+pytestmark = pytest.mark.root
+
+ALLOW_ALL = Filter(program=b"\x06\x00\x00\x00\x00\x00\xff\x7f")
+BY_PATH = {
+    "open",
+    "openat",
+    "openat2",
+    "open_tree",
+    "stat",
+    "lstat",
+    "newfstatat",
+    "statx",
+    "statfs",
+    "access",
+    "faccessat",
+}
+BY_PATH |= {"faccessat2", "readlink", "readlinkat", "getxattr", "mount", "umount2", "mkdirat", "mknodat", "symlinkat"}
+BY_PATH |= {"unlinkat", "chdir", "execve", "fsopen"}
+SPEAK = ["sh", "-c", "echo up; sleep 1000"]  # once it has said so, its execve is in the trace
+
+
+class Order:
+    """The calls of one process up to its execve, with questions to ask of them."""
+
+    def __init__(self, calls: list[Call]) -> None:
+        end = next(index for index, call in enumerate(calls) if call.name == "execve" and call.result == "0")
+        self.calls = calls[: end + 1]
+
+    def first(self, name: str, *words: str) -> int:
+        """The place of the first call of this name with these words among its arguments."""
+        for index, call in enumerate(self.calls):
+            if call.name == name and all(word in call.arguments for word in words):
+                return index
+        raise AssertionError(f"no {name} with {words}\n" + "\n".join(map(str, self.calls)))
+
+    def last(self, name: str, *words: str) -> int:
+        """The place of the last one."""
+        turned = Order.__new__(Order)
+        turned.calls = self.calls[::-1]
+        return len(self.calls) - 1 - turned.first(name, *words)
+
+    def assert_order(self, *places: int) -> None:
+        """One after the other."""
+        text = [f"{place}: {self.calls[place]}" for place in places]
+        assert list(places) == sorted(set(places)), "\n".join(text)
+
+    def between(self, first: int, last: int, *names: str) -> list[str]:
+        """Names of calls between two places; of these names, or of all."""
+        part = self.calls[first + 1 : last]
+        return [call.name for call in part if not names or call.name in names]
+
+    def paths(self, first: int, last: int) -> list[str]:
+        """What is named by path between two places, in any way."""
+        part = self.calls[first + 1 : last]
+        return [word for call in part if call.name in BY_PATH for word in call.words if word]
+
+
+def container_order(tmp_path: Path, check: Callable[[Order, Launch, Box], None], **changes: Any) -> None:
+    """Start a container under strace, in a pod's namespaces, with all that a start can have; look at its calls."""
+
+    async def body(launch: Launch) -> None:
+        pod = await launch.pod("net", "ipc", "uts")
+        joined = namespaces(network=pod.pins["net"], ipc=pod.pins["ipc"], uts=pod.pins["uts"])
+        (tmp_path / "data").mkdir(exist_ok=True)
+        async with Trace(launch.pid_of("launcher"), tmp_path / "trace") as trace:
+            box = await launch.start(
+                SPEAK,
+                mounts=[bind("/data", tmp_path / "data", "rslave", "ro")],
+                linux={"namespaces": joined},
+                cwd="/work/here",
+                user={"uid": 5, "gid": 6, "additionalGids": [7]},
+                rlimits=[{"type": "RLIMIT_NOFILE", "soft": 10, "hard": 20}],
+                **changes,
+            )
+            assert await line(box) == "up"
+        check(Order(trace.calls()[box.process.pid]), launch, box)
+
+    in_launch(tmp_path, body, filter=ALLOW_ALL, cgroups=True)
+
+
+def test_the_order_of_a_start(tmp_path: Path) -> None:
+    def check(order: Order, launch: Launch, box: Box) -> None:
+        first = order.first
+        joins = [path for path in box.cgroup.join if not path.startswith(f"{box.cgroup.directory_v2}/")]
+        cut = first("mount_setattr", 'AT_FDCWD, "/", AT_RECURSIVE', "MS_SLAVE")
+        pivot = first("pivot_root")
+        order.assert_order(
+            first("close_range"),
+            order.last("close_range", "4294967295, 0"),
+            first("prctl", "PR_SET_DUMPABLE, SUID_DUMP_DISABLE"),
+            first("openat", "oom_score_adj"),
+            *(first("openat", path) for path in joins),
+            first("openat", "pods/p0/net"),
+            first("openat", f"containers/{box.id}/stdout"),
+            first("open_tree", str(tmp_path / "data"), "OPEN_TREE_CLONE"),
+            first("mount_setattr", "MOUNT_ATTR_RDONLY"),
+            first("setns", "CLONE_NEWNET"),
+            first("setns", "CLONE_NEWIPC"),
+            first("setns", "CLONE_NEWUTS"),
+            first("unshare", "CLONE_NEWCGROUP"),
+            cut,
+            first("fsopen", '"overlay"'),
+            first("fsmount"),
+            first("move_mount", "run/rootfs"),
+            first("fsopen", '"proc"'),
+            first("mknodat", '"null"'),
+            first("setsid"),
+            first("openat2", '"proc/sys"'),
+            first("openat2", '"proc/keys"'),
+            pivot,
+            first("umount2", '".", MNT_DETACH'),
+            first("mkdirat", '"here"'),
+            first("getcwd"),
+            first("dup2", ", 0"),
+            first("keyctl", "KEYCTL_JOIN_SESSION_KEYRING"),
+            order.last("sendmsg"),
+            order.last("recvmsg"),
+            first("close_range", "CLOSE_RANGE_CLOEXEC"),
+            order.last("umask"),
+            first("prctl", "PR_CAPBSET_DROP"),
+            first("setgroups"),
+            first("setresgid"),
+            first("setresuid"),
+            first("capset"),
+            first("prctl", "PR_SET_NO_NEW_PRIVS"),
+            first("seccomp", "SECCOMP_SET_MODE_FILTER"),
+            len(order.calls) - 1,
+        )
+        # Nothing is mounted in the new namespace before it is cut off from the node's.
+        assert order.between(0, cut, "fsopen", "fsmount", "move_mount", "mount", "umount2", "pivot_root") == []
+        # Nothing happens between the exchange of the root and the node's tree being gone from it.
+        assert order.between(pivot, first("umount2")) == ["fchdir"]
+        # Between filter and execve nothing happens at all.
+        assert order.between(first("seccomp"), len(order.calls) - 1) == []
+        # Privileges are not needed after they are gone.
+        assert set(order.between(first("capset"), len(order.calls) - 1)) == {"prctl", "seccomp"}
+
+    container_order(tmp_path, check)
+
+
+def test_a_filter_comes_before_capabilities_go_without_no_new_privs(tmp_path: Path) -> None:
+    def check(order: Order, launch: Launch, box: Box) -> None:
+        seccomp = order.first("seccomp")
+        order.assert_order(
+            order.first("close_range", "CLOSE_RANGE_CLOEXEC"),
+            order.last("prctl", "PR_CAPBSET_DROP"),
+            seccomp,
+            order.first("setgroups"),
+            order.first("setresuid"),
+            order.first("capset"),
+            len(order.calls) - 1,
+        )
+        allowed = {"prctl", "setgroups", "setresgid", "setresuid", "capget", "capset"}
+        assert set(order.between(seccomp, len(order.calls) - 1)) <= allowed
+
+    container_order(tmp_path, check, noNewPrivileges=False)
+
+
+def test_no_file_is_opened_by_surprise(tmp_path: Path) -> None:
+    """No module, codec, locale, passwd or resolver file: before the namespaces are entered what the plan names, and then less."""
+
+    def check(order: Order, launch: Launch, box: Box) -> None:
+        cut = order.first("mount_setattr", "MS_SLAVE")
+        run = str(launch.run_directory)
+        before = set(order.paths(-1, cut))
+        named = {
+            "/proc/self/oom_score_adj",
+            *box.cgroup.join,
+            *(f"{run}/pods/p0/{kind}" for kind in ("net", "ipc", "uts")),
+            *(f"{run}/containers/{box.id}/{name}" for name in ("stdout", "stderr")),
+            str(tmp_path / "data"),
+        }
+        assert before <= named, before - named
+        pivot, execve = order.first("pivot_root"), len(order.calls) - 1
+        after = order.paths(pivot, execve)
+        known = {".", "/", "work/here", "work", "here", "/dev/null"}
+        assert set(after) <= known, after
+        during = [path for path in order.paths(cut, pivot) if path.startswith("/")]
+        assert set(during) <= {f"{run}/rootfs", "/", *STANDARD_LINKS}, during
+        everything = " ".join(order.paths(-1, execve))
+        for surprise in (".py", "encodings", "passwd", "/etc/group", "nsswitch", "locale", "gconv", "ld.so", "/lib"):
+            assert surprise not in everything.replace("symlinkat", ""), surprise
+
+    container_order(tmp_path, check)
+
+
+STANDARD_LINKS = ("/proc/self/fd", "/proc/self/fd/0", "/proc/self/fd/1", "/proc/self/fd/2")
+
+
+def test_every_open_in_the_root_is_by_handle_and_bounded(tmp_path: Path) -> None:
+    """Between mounting the root and leaving the node's: openat2 with a RESOLVE_ that cannot leave, or one name in a handle."""
+
+    def check(order: Order, launch: Launch, box: Box) -> None:
+        root, pivot = order.first("move_mount", "run/rootfs"), order.first("pivot_root")
+        for call in order.calls[root + 1 : pivot]:
+            if call.name == "openat2" and '"dev/null"' not in call.arguments:
+                assert "RESOLVE_NO_MAGICLINKS" in call.arguments, call
+                assert "RESOLVE_IN_ROOT" in call.arguments or "RESOLVE_BENEATH" in call.arguments, call
+            elif call.name in ("mkdirat", "mknodat", "symlinkat", "openat", "fchownat"):
+                name = call.words[-1] if call.name == "symlinkat" else call.words[0]
+                at_root = call.arguments.startswith("AT_FDCWD") and call.words[0] in (
+                    "/",
+                    f"{launch.run_directory}/rootfs",
+                )
+                assert "/" not in name or at_root, call
+            else:
+                assert call.name not in ("open", "stat", "mount", "chdir", "rename", "unlink", "readlink"), call
+
+    container_order(tmp_path, check)
+
+
+def test_the_order_of_an_exec(tmp_path: Path) -> None:
+    async def body(launch: Launch) -> None:
+        box = await launch.start(["sleep", "1000"])
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        launch.descriptors += (reading, writing)
+        async with Trace(launch.pid_of("launcher"), tmp_path / "trace") as trace:
+            made = await launch.begin_exec(box, SPEAK, writing, cwd="/tmp", user={"uid": 3, "gid": 4})
+            await readable(reading)
+        calls = trace.calls()
+        [helper] = [pid for pid, found in calls.items() if any(call.name == "setns" for call in found)]
+        names = [call.name for call in calls[helper]]
+        texts = [str(call) for call in calls[helper]]
+        places = [
+            next(i for i, text in enumerate(texts) if "PR_SET_DUMPABLE" in text),
+            next(i for i, text in enumerate(texts) if text.startswith("openat") and "cgroup.procs" in text),
+            names.index("setns"),
+            names.index("clone3"),
+            names.index("sendmsg"),
+        ]
+        assert places == sorted(places), texts
+        assert not any(path.endswith(".py") for call in calls[helper] if call.name in BY_PATH for path in call.words)
+        order = Order(calls[made.pid])
+        first = order.first
+        order.assert_order(
+            first("dup2"),
+            first("setsid"),
+            first("openat2", '"/tmp"', "RESOLVE_NO_MAGICLINKS"),
+            first("keyctl"),
+            first("sendmsg"),
+            first("recvmsg"),
+            first("close_range", "CLOSE_RANGE_CLOEXEC"),
+            first("prctl", "PR_CAPBSET_DROP"),
+            first("setresuid"),
+            first("capset"),
+            first("prctl", "PR_SET_NO_NEW_PRIVS"),
+            len(order.calls) - 1,
+        )
+        assert order.paths(-1, len(order.calls) - 1) == ["/tmp"]
+
+    in_launch(tmp_path, body, cgroups=True)
+
+
+def test_the_launcher_touches_no_path_of_a_pod(tmp_path: Path) -> None:
+    """It forks, marks, records and reaps; layers, sources, targets and commands are the children's."""
+    with mounted_tmpfs(tmp_path / "far") as far:
+
+        async def body(launch: Launch) -> None:
+            launcher = launch.pid_of("launcher")
+            async with Trace(launcher, tmp_path / "trace") as trace:
+                await launch.handler.check_sources([(str(far), False)])
+                await launch.run(["true"], mounts=[bind("/far", far)])
+            run = str(launch.run_directory)
+            words = [word for call in trace.calls()[launcher] if call.name in BY_PATH for word in call.words]
+            assert words and all(
+                word.startswith((f"{run}/tasks/", f"{run}/exits/", "/proc/")) or not word for word in words
+            ), words
+
+        in_launch(tmp_path, body)
+
+
+def test_parsing_a_trace() -> None:
+    text = '7 openat(1, "a b",  <unfinished ...>\n8 getpid() = 8\n7 <... openat resumed>O_RDONLY) = 3\n7 +++ exited with 0 +++\n'
+    assert parse(text) == {8: [Call("getpid", "", "8")], 7: [Call("openat", '1, "a b", O_RDONLY', "3")]}

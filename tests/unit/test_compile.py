@@ -1,0 +1,362 @@
+"""From an OCI configuration to a launch plan: the steps, their order, and what is refused before anything is made."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tare.errors import InvalidArgument
+from tare.handlers import compile as compiler
+from tare.launch import linux, steps
+from tare.storage.overlay import Overlay
+
+OVERLAY = Overlay(lowers=(Path("/l/top"), Path("/l/bottom")), upper=Path("/c/upper"), work=Path("/c/work"))
+PLACE = compiler.Place(
+    streams=Path("/run/c"), base=Path("/run/rootfs"), join=("/cg/cpu/cgroup.procs", "/cg/mem/cgroup.procs")
+)
+KINDS = ("mount", "pid", "ipc", "uts", "network", "cgroup")
+FILTER = compiler.Filter(program=b"\x06\0\0\0\0\0\xff\x7f")
+PROC = {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid"]}
+DEV = {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]}
+
+
+def spec(**process: Any) -> dict[str, Any]:
+    """A small configuration."""
+    return {
+        "process": {"args": ["sh"], "env": ["PATH=/bin"], "cwd": "/w", "user": {"uid": 5, "gid": 6}} | process,
+        "root": {},
+        "mounts": [PROC, DEV, {"destination": "/data", "type": "bind", "source": "/srv", "options": ["rbind", "ro"]}],
+        "linux": {
+            "namespaces": [{"type": kind} for kind in KINDS],
+            "maskedPaths": ["/proc/kcore"],
+            "readonlyPaths": ["/proc/sys"],
+        },
+    }
+
+
+def compiled(given: dict[str, Any], filter: compiler.Filter | None = None) -> compiler.Compiled:
+    """Its plan."""
+    return compiler.container(given, OVERLAY, PLACE, filter)
+
+
+def names(given: list[Any]) -> list[str]:
+    """The operations of steps."""
+    return [step[0] for step in given]
+
+
+def of(given: list[Any], operation: str) -> list[Any]:
+    """The steps of one operation."""
+    return [step for step in given if step[0] == operation]
+
+
+def test_the_order_of_the_whole() -> None:
+    plan = compiled(spec()).plan
+    order = names(plan["steps"])
+    assert order[0] == "hide"
+    essential = [
+        "join_cgroup",
+        "open_stream",
+        "open_tree",
+        "propagation",
+        "unshare",
+        "isolate",
+        "overlay",
+        "attach_root",
+        "filesystem",
+        "attach",
+        "device",
+        "session",
+        "readonly_path",
+        "open_null",
+        "mask",
+        "pivot",
+        "working_directory",
+        "streams",
+        "keyring",
+    ]
+    places = [order.index(name) for name in essential]
+    assert places == sorted(places), order
+    # The node's tree is looked at before the namespace is cut off, and nothing is attached before that.
+    cut = order.index("isolate")
+    assert "open_tree" not in order[cut:] and not {"overlay", "attach", "attach_root", "filesystem"} & set(order[:cut])
+    assert names(plan["final"]) == ["umask", "bounding", "identity", "capabilities"]
+
+
+def test_every_step_is_one_that_the_launcher_knows() -> None:
+    for terminal in (False, True):
+        plan = compiled(spec(terminal=terminal, noNewPrivileges=True, rlimits=[nofile(1, 2)]), FILTER).plan
+        steps.resolve(plan["steps"] + plan["final"])
+
+
+def nofile(soft: int, hard: int) -> dict[str, Any]:
+    """A limit of open files."""
+    return {"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard}
+
+
+def test_a_filter_comes_last_with_no_new_privileges_and_early_without() -> None:
+    last = compiled(spec(noNewPrivileges=True), FILTER).plan["final"]
+    assert names(last) == ["umask", "bounding", "identity", "capabilities", "no_new_privileges", "seccomp_last"]
+    early = compiled(spec(), FILTER).plan["final"]
+    assert names(early) == ["umask", "bounding", "seccomp", "identity", "capabilities"]
+    assert last[-1][2:] == early[2][2:] == (FILTER.program, 0)
+
+
+def test_limits_come_before_identity_and_are_foreseen_before_the_gate() -> None:
+    plan = compiled(spec(rlimits=[nofile(10, (1 << 64) - 1)])).plan
+    assert plan["final"][0] == ("rlimit", "set RLIMIT_NOFILE", resource.RLIMIT_NOFILE, 10, -1)
+    assert of(plan["steps"], "foresee_rlimit") == [
+        ("foresee_rlimit", "set RLIMIT_NOFILE", b"RLIMIT_NOFILE", resource.RLIMIT_NOFILE, -1)
+    ]
+
+
+def test_namespaces_are_made_by_clone_or_entered() -> None:
+    given = spec()
+    given["linux"]["namespaces"] = [
+        {"type": "mount"},
+        {"type": "uts", "path": "/p/uts"},
+        {"type": "network", "path": "/p/net"},
+        {"type": "ipc"},
+        {"type": "pid", "path": "/p/pid"},
+    ]
+    result = compiled(given)
+    assert result.clone_flags == linux.CLONE_NEWNS | linux.CLONE_NEWIPC
+    assert result.pid_namespace == "/p/pid"
+    opened = [step[3] for step in of(result.plan["steps"], "open_namespace")]
+    entered = [step[3] for step in of(result.plan["steps"], "enter")]
+    assert opened == [b"/p/net", b"/p/uts"] and entered == [b"net", b"uts"]
+    assert not of(result.plan["steps"], "unshare")
+
+
+def test_all_new_namespaces() -> None:
+    result = compiled(spec())
+    flags = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWNET
+    assert result.clone_flags == flags and result.pid_namespace == ""
+    assert of(result.plan["steps"], "unshare") == [("unshare", "make a cgroup namespace", b"cgroup")]
+
+
+@pytest.mark.parametrize(
+    "namespaces",
+    [
+        [],
+        [{"type": "pid"}],
+        [{"type": "mount", "path": "/proc/1/ns/mnt"}],
+        [{"type": "mount"}, {"type": "user"}],
+        [{"type": "mount"}, {"type": "time"}],
+        [{"type": "mount"}, {"type": "pid"}, {"type": "pid", "path": "/x"}],
+    ],
+)
+def test_namespaces_that_would_leave_a_container_in_the_nodes_are_refused(namespaces: list[dict[str, str]]) -> None:
+    given = spec()
+    given["linux"]["namespaces"] = namespaces
+    with pytest.raises(InvalidArgument, match=r"linux\.namespaces"):
+        compiled(given)
+
+
+def test_mounts_keep_their_order_and_flags() -> None:
+    given = spec()
+    given["mounts"] += [
+        {"destination": "/a", "type": "bind", "source": "/1", "options": ["bind", "rro", "rslave", "noatime"]},
+        {"destination": "/b/../c/", "type": "tmpfs", "source": "x", "options": ["ro", "size=1m"]},
+    ]
+    plan = compiled(given).plan
+    attached = [(step[3], step[4]) for step in of(plan["steps"], "attach")]
+    assert attached == [(b"/proc", True), (b"/dev", True), (b"/data", False), (b"/a", False), (b"/c", False)]
+    trees = of(plan["steps"], "open_tree")
+    assert [step[3:] for step in trees] == [(b"/srv", True), (b"/1", False)]
+    attributes = [step[3:] for step in of(plan["steps"], "attributes")]
+    assert attributes == [
+        (linux.MOUNT_ATTR_RDONLY, 0, False),
+        (linux.MOUNT_ATTR_RDONLY, 0, True),
+        (linux.MOUNT_ATTR_NOATIME, linux.MOUNT_ATTR_ATIME, False),
+    ]
+    assert [step[3:] for step in of(plan["steps"], "propagation")] == [(linux.MS_PRIVATE, True), (linux.MS_SLAVE, True)]
+    tmpfs = [step for step in of(plan["steps"], "filesystem") if step[1] == "mount /c"]
+    assert tmpfs[0][3:] == (b"tmpfs", linux.MOUNT_ATTR_RDONLY, ((b"source", b"tmpfs"), (b"size", b"1m")))
+
+
+def test_a_read_only_dev_is_filled_first() -> None:
+    given = spec()
+    given["mounts"][1] = DEV | {"destination": "/dev/", "options": ["ro", "mode=755"]}
+    plan = compiled(given).plan
+    order = names(plan["steps"])
+    assert of(plan["steps"], "readonly_mount") == [("readonly_mount", "make /dev read-only", b"/dev")]
+    last_device = max(index for index, name in enumerate(order) if name == "device")
+    assert order.index("readonly_mount") > last_device
+
+
+def test_devices_are_made_in_a_dev_of_our_own_only() -> None:
+    given = spec()
+    given["linux"]["devices"] = [
+        {"path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o600, "uid": 1}
+    ]
+    own = compiled(given).plan["steps"]
+    assert [step[2] for step in of(own, "device")] == [
+        b"/dev/zero",
+        b"/dev/full",
+        b"/dev/random",
+        b"/dev/urandom",
+        b"/dev/tty",
+        b"/dev/null",
+    ]
+    assert of(own, "device")[-1][3:] == (0o020600, 1, 3, 1, 0)
+    assert of(own, "open_null")[0][3] is True
+    given["mounts"][1] = {"destination": "/dev", "type": "bind", "source": "/dev", "options": ["rbind"]}
+    nodes = compiled(given).plan["steps"]
+    assert [step[2] for step in of(nodes, "device")] == [b"/dev/null"] and not of(nodes, "symlink")
+    assert of(nodes, "open_null")[0][3] is False
+
+
+def test_control_groups_of_version_1() -> None:
+    given = spec()
+    given["mounts"].append({"destination": "/sys/fs/cgroup", "type": "cgroup", "options": ["ro", "nosuid"]})
+    place = compiler.Place(
+        streams=PLACE.streams, base=PLACE.base, hierarchies=(("cpu", ("cpu", "cpuacct")),), unified="unified"
+    )
+    plan = compiler.container(given, OVERLAY, place, None).plan
+    made = [step[3:6] for step in of(plan["steps"], "filesystem")][2:]
+    assert made == [
+        (b"tmpfs", linux.MOUNT_ATTR_NOSUID, ((b"source", b"tmpfs"), (b"mode", b"755"))),
+        (b"cgroup", 3, ((b"source", b"cgroup"), (b"cpu", None), (b"cpuacct", None))),
+        (b"cgroup2", 3, ((b"source", b"cgroup"),)),
+    ]
+    assert [step[3] for step in of(plan["steps"], "attach")][-3:] == [
+        b"/sys/fs/cgroup",
+        b"/sys/fs/cgroup/cpu",
+        b"/sys/fs/cgroup/unified",
+    ]
+    assert of(plan["steps"], "readonly_mount")[0][2] == b"/sys/fs/cgroup"
+
+
+def test_control_groups_of_version_2() -> None:
+    given = spec()
+    given["mounts"].append({"destination": "/sys/fs/cgroup", "type": "cgroup", "options": ["ro"]})
+    plan = compiled(given).plan
+    assert of(plan["steps"], "filesystem")[-1][3:] == (b"cgroup2", linux.MOUNT_ATTR_RDONLY, ((b"source", b"cgroup"),))
+
+
+@pytest.mark.parametrize(
+    ("mount", "words"),
+    [
+        ({"destination": "/proc", "type": "bind", "source": "/x"}, "on /proc"),
+        ({"destination": "/proc", "type": "tmpfs", "source": "x"}, "on /proc"),
+        ({"destination": "//proc/.", "type": "none", "source": "/x", "options": ["rbind"]}, "on /proc"),
+        ({"destination": "/proc/self/attr", "type": "bind", "source": "/x"}, "within /proc"),
+        ({"destination": "/tmp/../proc/sys", "type": "tmpfs", "source": "x"}, "within /proc"),
+        ({"destination": "/", "type": "bind", "source": "/x"}, "mount on /"),
+        ({"destination": "/x", "type": "bind"}, "needs a source"),
+        ({"destination": "/x", "type": "bind", "source": "/a\0b"}, "NUL"),
+        ({"destination": "/x\0y", "type": "bind", "source": "/a"}, "NUL"),
+    ],
+)
+def test_mounts_that_are_refused(mount: dict[str, Any], words: str) -> None:
+    given = spec()
+    given["mounts"].append(mount)
+    with pytest.raises(InvalidArgument, match=words):
+        compiled(given)
+
+
+def test_own_views_of_some_proc_files_are_allowed() -> None:
+    given = spec()
+    given["mounts"].append({"destination": "/proc/meminfo", "type": "bind", "source": "/lxcfs/meminfo"})
+    assert of(compiled(given).plan["steps"], "attach")[-1][3:] == (b"/proc/meminfo", True)
+
+
+def test_streams() -> None:
+    plain = compiled(spec()).plan["steps"]
+    assert [step[3] for step in of(plain, "open_stream")] == [b"/run/c/stdout", b"/run/c/stderr"]
+    assert {step[4] for step in of(plain, "open_stream")} == {os.O_RDWR}
+    with_input = compiled(spec(stdin=True)).plan["steps"]
+    assert of(with_input, "open_stream")[0][3:] == (b"/run/c/stdin", os.O_RDONLY)
+    with_terminal = compiled(spec(terminal=True, consoleSize={"height": 24, "width": 80})).plan["steps"]
+    assert not of(with_terminal, "open_stream") and not of(with_terminal, "streams")
+    assert of(with_terminal, "terminal")[0][2:] == (5, 24, 80)
+    order = names(with_terminal)
+    assert order.index("session") < order.index("terminal") < order.index("pivot")
+
+
+def test_capability_masks() -> None:
+    capabilities = {
+        "bounding": ["CAP_CHOWN", "CAP_KILL"],
+        "effective": ["CAP_KILL"],
+        "permitted": ["CAP_KILL"],
+        "ambient": [],
+    }
+    final = compiled(spec(capabilities=capabilities)).plan["final"]
+    assert of(final, "bounding")[0][2] == 0b100001
+    assert of(final, "capabilities")[0][2:] == (0b100000, 0b100000, 0, 0)
+    nothing = compiled(spec()).plan["final"]
+    assert of(nothing, "bounding")[0][2] == 0 and of(nothing, "capabilities")[0][2:] == (0, 0, 0, 0)
+
+
+def test_the_capability_table_is_the_kernels() -> None:
+    assert compiler.CAPABILITY_BITS["CAP_SYS_ADMIN"] == 1 << 21
+    assert compiler.CAPABILITY_BITS["CAP_CHECKPOINT_RESTORE"] == 1 << 40
+    assert len(compiler.CAPABILITIES) == 41
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"capabilities": {"effective": ["CAP_EVERYTHING"]}}, "CAP_EVERYTHING"),
+        ({"rlimits": [{"type": "RLIMIT_FUN", "soft": 1, "hard": 1}]}, "RLIMIT_FUN"),
+        ({"rlimits": [{"type": "getrlimit", "soft": 1, "hard": 1}]}, "getrlimit"),
+        ({"args": []}, "nothing to run"),
+        ({"args": ["a\0b"]}, "NUL"),
+        ({"env": ["A=\0"]}, "NUL"),
+        ({"cwd": "/a\0b"}, "NUL"),
+    ],
+)
+def test_processes_that_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidArgument, match=words):
+        compiled(spec(**changes))
+
+
+@pytest.mark.parametrize(
+    ("command", "env", "candidates"),
+    [
+        ("/bin/x", ["PATH=/a"], [b"/bin/x"]),
+        ("./x", ["PATH=/a"], [b"./x"]),
+        ("x", ["PATH=/a:/b/c"], [b"/a/x", b"/b/c/x"]),
+        ("x", ["PATH=/a", "PATH=/b"], [b"/b/x"]),
+        ("x", ["PATH=/a::/b:"], [b"/a/x", b"./x", b"/b/x", b"./x"]),
+        (
+            "x",
+            ["MYPATH=/a"],
+            [b"/usr/local/sbin/x", b"/usr/local/bin/x", b"/usr/sbin/x", b"/usr/bin/x", b"/sbin/x", b"/bin/x"],
+        ),
+        ("", ["PATH=/a"], [b""]),
+    ],
+)
+def test_where_a_command_is_looked_for(command: str, env: list[str], candidates: list[bytes]) -> None:
+    plan = compiled(spec(args=[command, "é"], env=env)).plan
+    assert plan["paths"] == candidates
+    assert plan["argv"] == [command.encode(), "é".encode()] and plan["env"] == [entry.encode() for entry in env]
+
+
+def test_bytes_that_are_no_text_stay_what_they_are() -> None:
+    raw = os.fsdecode(b"/caf\xe9")
+    plan = compiled(spec(args=[raw], env=[f"A={raw}"])).plan
+    assert plan["argv"] == [b"/caf\xe9"] and plan["env"] == [b"A=/caf\xe9"]
+
+
+def test_an_exec_joins_before_it_becomes() -> None:
+    process = spec(noNewPrivileges=True, oomScoreAdj=100)["process"]
+    plan = compiler.execution(process, PLACE.join, linux.CLONE_NEWNS, FILTER)
+    assert names(plan["before"]) == ["hide", "oom_score", "join_cgroup", "join_cgroup"]
+    assert plan["before"][1][2] == 100
+    assert names(plan["steps"]) == ["session", "change_directory", "keyring"]
+    assert names(plan["final"])[-1] == "seccomp_last"
+    assert plan["namespaces"] == linux.CLONE_NEWNS and plan["uid"] == 5
+
+
+def test_read_only_root_and_propagation() -> None:
+    given = spec()
+    given["root"] = {"readonly": True}
+    given["linux"]["rootfsPropagation"] = "rslave"
+    order = compiled(given).plan["steps"]
+    assert of(order, "pivot")[0][2] == linux.MS_SLAVE
+    assert names(order).index("readonly_root") == names(order).index("pivot") - 1
