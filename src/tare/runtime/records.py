@@ -323,7 +323,8 @@ class ContainerRecord:
     """A container as it is kept in state.db.
 
     `exit_code` is 0–255 (128 + signal), `reason` one of Completed, Error, OOMKilled, StartError, Unknown once EXITED.
-    `stop_signal` is the signal's number on Linux. `config` is as the client sent it, `resources` as last accepted.
+    `stop_signal` is the signal's number on Linux. `config` is as the client sent it, `resources` as last accepted. `layers` are the
+    chain IDs of the image layers that it stands on, bottom first.
     """
 
     id: str
@@ -343,6 +344,7 @@ class ContainerRecord:
     stop_signal: int = 15
     resources: Resources = Resources()
     snapshot: str = ""
+    layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,14 +68,14 @@ class Operations:
         self._intents = database.table("intents", Intent)
         keys = [int(key) for key, _ in self._intents.items()]
         self._next = max(keys, default=0) + 1
+        self._unfinished: dict[tuple[str, ...], str] = {}
 
     async def run(self, operation: Operation[S], subject: S, names: Mapping[str, str]) -> None:
         """All steps, or an error after undoing them. `names` is what recovery will find the subject by.
 
         Not to be cancelled halfway: call it in a task of its own and shield that. Raises what the step raised.
         """
-        key = f"{self._next:016d}"
-        self._next += 1
+        key = self._key(operation, names)
         self._intents.put(key, Intent(operation=operation.name, subject=dict(names)))
         done = 0
         try:
@@ -87,10 +87,20 @@ class Operations:
         except BaseException as error:
             if isinstance(error, TareError) and error.step is None:
                 error.step = operation.steps[done - 1].name
-            if not operation.finish:
+            if operation.finish:
+                self._unfinished[identity(operation, names)] = key
+            else:
                 await self._undo(key, operation, subject, names, done)
             raise
         self._intents.delete(key)
+
+    def _key(self, operation: Operation[S], names: Mapping[str, str]) -> str:
+        """A new intent's key; the old one's where the same thing was begun before and could not be finished."""
+        known = self._unfinished.pop(identity(operation, names), None)
+        if known is None:
+            known = f"{self._next:016d}"
+            self._next += 1
+        return known
 
     async def _undo(
         self, key: str, operation: Operation[S], subject: S, names: Mapping[str, str], count: int
@@ -129,6 +139,12 @@ class Operations:
                 log.warning("finish %s for %s: %s", operation.name, intent.subject, describe(error))
                 failed = Intent(operation=operation.name, subject=intent.subject, failures=(describe(error),))
                 self._intents.put(key, failed)
+                self._unfinished[identity(operation, intent.subject)] = key
             else:
                 self._intents.delete(key)
         return len(intents)
+
+
+def identity(operation: Operation[S], names: Mapping[str, str]) -> tuple[str, ...]:
+    """Two runs with the same identity do the same thing to the same subject."""
+    return (operation.name, *(word for pair in sorted(names.items()) for word in pair))

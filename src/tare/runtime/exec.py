@@ -1,0 +1,189 @@
+"""ExecSync: a command in a running container, its output taken from pipes, its whole tree ended at the timeout.
+
+The call ends with the command's own process: what that wrote is in the pipes by then and is read, but a background child that
+keeps them open is not waited for longer than DRAIN_SECONDS. Both streams together are cut at LIMIT; what comes after is read
+and dropped, so that the command never blocks on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import struct
+import termios
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tare.errors import DeadlineExceeded, describe
+from tare.handlers.builtin import Process
+from tare.runtime import trees
+from tare.runtime.exits import process_of
+from tare.runtime.ports import Cgroups, Handler
+from tare.runtime.store import ContainerFacts
+
+log = logging.getLogger(__name__)
+
+LIMIT = (16 << 20) - (64 << 10)  # bytes of stdout and stderr together: a kubelet takes no message of more than 16 MiB
+DRAIN_SECONDS = 0.1
+CHUNK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecResult:
+    """What a command wrote, cut at LIMIT bytes together, and its exit code (128 + signal where one ended it)."""
+
+    stdout: bytes
+    stderr: bytes
+    exit_code: int
+
+
+class Capture:
+    """Reads pipes to their ends as data comes, and keeps up to `limit` bytes of all of them together."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._left = limit
+        self._kept: dict[int, list[bytes]] = {}
+        self._open: set[int] = set()
+        self.ended = asyncio.Event()
+
+    def pipe(self) -> tuple[int, int]:
+        """A new pipe: (the end that is read here, the end to write to, which is the caller's)."""
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(ours, False)
+        self._kept[ours] = []
+        self._open.add(ours)
+        asyncio.get_running_loop().add_reader(ours, self.read, ours)
+        return ours, theirs
+
+    def read(self, fd: int) -> None:
+        """Take what is there now, at most one chunk."""
+        try:
+            data = os.read(fd, CHUNK)
+        except BlockingIOError:
+            return
+        if not data:
+            self.close(fd)
+            return
+        if self._left:
+            self._kept[fd].append(data[: self._left])
+            self._left -= min(len(data), self._left)
+
+    def close(self, fd: int) -> None:
+        """Read no more from it."""
+        if fd in self._open:
+            asyncio.get_running_loop().remove_reader(fd)
+            os.close(fd)
+            self._open.remove(fd)
+            if not self._open:
+                self.ended.set()
+
+    def close_all(self) -> None:
+        """Read no more."""
+        for fd in list(self._open):
+            self.close(fd)
+
+    async def drain(self, seconds: float) -> None:
+        """Until every end is reached, or the time is over."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.ended.wait()
+        except TimeoutError:
+            for fd in list(self._open):
+                self._take_rest(fd)
+            self.close_all()
+
+    def _take_rest(self, fd: int) -> None:
+        """Read as much as is in a pipe at this moment."""
+        (there,) = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))
+        for _ in range(0, there, CHUNK):
+            self.read(fd)
+
+    def taken(self, fd: int) -> bytes:
+        """What was kept of one pipe."""
+        return b"".join(self._kept[fd])
+
+
+Start = Callable[[int, int, int], Awaitable[Process]]
+
+
+class Exec:
+    """One command on its way: `begin` makes its process from (stdin, stdout, stderr), `end` ends its whole tree."""
+
+    def __init__(self, handler: Handler, doing: str, begin: Start, end: Callable[[Process], Awaitable[None]]) -> None:
+        self._handler = handler
+        self._doing = doing
+        self._begin = begin
+        self._end = end
+        self._capture = Capture()
+
+    async def run(self, timeout: float) -> ExecResult:
+        """To its end; `timeout` in seconds, 0 for none. Raises DeadlineExceeded, with everything that it started killed."""
+        out, out_end = self._capture.pipe()
+        err, err_end = self._capture.pipe()
+        task = asyncio.ensure_future(self._live(out_end, err_end))
+        try:
+            async with asyncio.timeout(timeout or None) as bound:
+                code = await asyncio.shield(task)
+            return ExecResult(stdout=self._capture.taken(out), stderr=self._capture.taken(err), exit_code=code)
+        except TimeoutError:
+            if not bound.expired():
+                raise
+            cause = f"the command did not end within {timeout:g} s"
+            raise DeadlineExceeded(self._doing, cause=cause) from None
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+                if not task.cancelled() and (error := task.exception()) is not None:
+                    log.warning("%s: %s", self._doing, describe(error))
+            self._capture.close_all()
+
+    async def _live(self, out: int, err: int) -> int:
+        """From start to end; when cancelled, everything that was started ends first."""
+        process = await self._start(out, err)
+        try:
+            end = await self._handler.wait(process)
+            await self._capture.drain(DRAIN_SECONDS)
+            return end.code
+        except asyncio.CancelledError:
+            await self._end(process)
+            await self._handler.wait(process)
+            raise
+        finally:
+            self._handler.forget(process)
+
+    async def _start(self, out: int, err: int) -> Process:
+        """Its process. Cancelling waits for it to be there, since only then it can be ended."""
+        stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        start = asyncio.ensure_future(self._begin(stdin, out, err))
+        try:
+            return await asyncio.shield(start)
+        except asyncio.CancelledError:
+            await asyncio.wait([start])
+            if not start.cancelled() and start.exception() is None:
+                await self._end(start.result())
+                self._handler.forget(start.result())
+            raise
+        finally:
+            for fd in (stdin, out, err):
+                os.close(fd)
+
+
+async def exec_sync(
+    handler: Handler, cgroups: Cgroups, facts: ContainerFacts, exec_id: str, process: dict[str, Any], timeout: float
+) -> ExecResult:
+    """Run an OCI process in a container to its end. Raises DeadlineExceeded, StartFailed."""
+    doing = f"exec {process['args'][0]!r}"
+    cgroup = cgroups.open(facts.cgroup)
+
+    async def begin(stdin: int, stdout: int, stderr: int) -> Process:
+        target = process_of(facts.process)
+        return await handler.exec(exec_id, target, process, cgroup=cgroup, stdin=stdin, stdout=stdout, stderr=stderr)
+
+    async def end(started: Process) -> None:
+        await trees.kill(started.pid, lambda: cgroups.processes(facts.cgroup), doing)
+
+    return await Exec(handler, doing, begin, end).run(timeout)

@@ -1,0 +1,203 @@
+"""What a new daemon does before it serves: makes what is recorded and what exists agree.
+
+    intents of creating operations    undone, but for a start whose container came to run: that is finished
+    records without facts             of an earlier boot: pods NOTREADY, running containers EXITED 255 Unknown
+    containers with facts             waited for; one that ended meanwhile is recorded with its true end
+    pods with facts                   NOTREADY where a namespace or its PID 1 is gone
+    intents of ending operations      finished
+    what no record names              removed, among our own names only
+    offers                            results that no caller has had can be collected, or are discarded in time
+
+Nothing here keeps the daemon from serving: what cannot be settled is logged and met again at the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Iterable
+from pathlib import Path
+
+from tare.errors import describe
+from tare.handlers.builtin import Process
+from tare.runtime import containers, creating, exits, lifecycle, podfiles, pods
+from tare.runtime.bounds import deadline
+from tare.runtime.exits import Watchers, process_of
+from tare.runtime.ports import Parts
+from tare.runtime.records import ContainerState, PodState
+from tare.runtime.service import Runtime
+from tare.runtime.store import PodFacts, container_key
+
+log = logging.getLogger(__name__)
+END_SECONDS = 10.0
+EXEC_SECONDS = 5.0
+REBOOT = "the node was restarted, or its run directory was lost"
+
+
+async def recover(runtime: Runtime, watchers: Watchers) -> None:
+    """Once, after the handler is connected and before the first call."""
+    parts = runtime.parts
+    pending = parts.operations.pending()
+    started = [intent.subject["container"] for intent in pending if intent.operation == containers.START_CONTAINER.name]
+    for container_id in started:
+        await attempt(f"go on with the start of container {container_id}", go_on(parts, container_id))
+    await undo(parts)
+    forget_other_boots(parts)
+    for container_id in parts.store.container_facts:
+        watchers.watch(container_id)
+    for pod_id, facts in list(parts.store.pod_facts.items()):
+        look_at_pod(parts, watchers, pod_id, facts)
+    await finish(parts)
+    await attempt("recover the network", parts.network.recover(set(parts.store.pod_facts)))
+    await sweep(parts)
+    offer(runtime, started)
+
+
+async def go_on(parts: Parts, container_id: str) -> None:
+    """Put on record what runs already, or did: a program that has begun is not begun a second time."""
+    record, facts = parts.store.containers.get(container_id), parts.store.container_facts.get(container_id)
+    if record is None or facts is None or record.state is not ContainerState.CREATED:
+        return
+    async with deadline(EXEC_SECONDS, f"see container {container_id} run"):
+        ran = await parts.handler.came_to_run(process_of(facts.process))
+    if ran:
+        containers.put_running(parts, record)
+
+
+async def undo(parts: Parts) -> None:
+    """Half-made pods, containers and starts."""
+    operations = parts.operations
+    count = await operations.recover(containers.START_CONTAINER, lambda names: containers.restore(parts, names))
+    count += await operations.recover(creating.CREATE_CONTAINER, lambda names: creating.restore(parts, names))
+    count += await operations.recover(pods.RUN_POD, lambda names: pods.restore(parts, names))
+    if count:
+        log.info("%d operations that an earlier daemon left half done were taken back", count)
+
+
+async def finish(parts: Parts) -> None:
+    """Stops and removals that were under way."""
+    operations = parts.operations
+    count = await operations.recover(pods.STOP_POD, lambda names: pods.PodRef(parts=parts, id=names["pod"]))
+    count += await operations.recover(
+        containers.REMOVE_CONTAINER, lambda names: containers.restore_removal(parts, names)
+    )
+    count += await operations.recover(pods.REMOVE_POD, lambda names: pods.PodRef(parts=parts, id=names["pod"]))
+    if count:
+        log.info("%d operations that an earlier daemon left half done were finished", count)
+
+
+def forget_other_boots(parts: Parts) -> None:
+    """Records that say more than this boot's facts."""
+    store = parts.store
+    for record in list(store.containers.values()):
+        if record.state is ContainerState.RUNNING and record.id not in store.container_facts:
+            log.warning("container %s: %s", record.id, REBOOT)
+            store.put_container(exits.lost(record, REBOOT))
+    for pod in list(store.pods.values()):
+        if pod.state is PodState.READY and pod.id not in store.pod_facts:
+            log.warning("pod %s: %s", pod.id, REBOOT)
+            pods.record_state(parts, pod.id, lifecycle.PodEvent.LOST)
+
+
+def look_at_pod(parts: Parts, watchers: Watchers, pod_id: str, facts: PodFacts) -> None:
+    """Whether what the pod's containers share is there."""
+    gone = [kind for kind, path in facts.pins.items() if not os.path.ismount(path)]
+    if facts.pause is not None:
+        pause = process_of(facts.pause)
+        if parts.handler.alive(pause):
+            watchers.watch_pod(pod_id, pause)
+        else:
+            gone.append("PID 1")
+    if gone:
+        log.warning("pod %s: %s gone", pod_id, ", ".join(gone))
+        pods.record_state(parts, pod_id, lifecycle.PodEvent.LOST)
+
+
+async def sweep(parts: Parts) -> None:
+    """Remove what no record names."""
+    store = parts.store
+    for pod_id in strangers(parts.run / "pods", store.pod_facts):
+        await attempt(f"remove the namespaces of pod {pod_id}", parts.handler.remove_pod_namespaces(pod_id, None))
+        if pod_id not in store.pods:
+            await attempt(f"remove the directory of pod {pod_id}", remove_directory(parts, pod_id))
+    for container_id in strangers(parts.run / "containers", store.container_facts):
+        await attempt(f"remove the streams of container {container_id}", remove_streams(parts, container_id))
+    for container_id in parts.snapshots.list():
+        if container_id not in store.containers:
+            log.info("the writable layer %s belongs to no container: removed", container_id)
+            await attempt(f"remove the writable layer {container_id}", parts.snapshots.remove(container_id))
+    await attempt("remove what is left of removed writable layers", parts.snapshots.collect())
+    await attempt("end processes that nobody waits for", end_strays(parts))
+
+
+def strangers(directory: Path, known: Iterable[str]) -> list[str]:
+    """Names in a directory of ours that are not known."""
+    try:
+        return sorted(set(os.listdir(directory)) - set(known))
+    except FileNotFoundError:
+        return []
+
+
+async def remove_directory(parts: Parts, pod_id: str) -> None:
+    """A pod's directory."""
+    podfiles.remove(parts.pod_directory(pod_id))
+
+
+async def remove_streams(parts: Parts, container_id: str) -> None:
+    """A container's FIFOs."""
+    directory = parts.run / "containers" / container_id
+    for name in os.listdir(directory):
+        (directory / name).unlink()
+    directory.rmdir()
+
+
+async def end_strays(parts: Parts) -> None:
+    """Execs of an earlier daemon, whose callers are gone, and the ends of processes that nobody will ask for."""
+    store = parts.store
+    known = {facts.process for facts in store.container_facts.values()}
+    known |= {facts.pause for facts in store.pod_facts.values() if facts.pause is not None}
+    ours = {process_of(fact) for fact in known}
+    for name in {*strangers(parts.run / "tasks", ()), *strangers(parts.run / "exits", ())}:
+        process = parse_name(name)
+        if process is None or process in ours:
+            continue
+        if parts.handler.signal(process, exits.SIGKILL):
+            log.info("process %d was started for a caller that is gone: killed", process.pid)
+            async with asyncio.timeout(END_SECONDS):
+                await parts.handler.wait(process)
+        parts.handler.forget(process)
+        (parts.run / "tasks" / name).unlink(missing_ok=True)
+
+
+def parse_name(name: str) -> Process | None:
+    """PID.START, as markers and exit records are called; None for anything else."""
+    pid, _, start = name.partition(".")
+    return Process(int(pid), int(start)) if pid.isdecimal() and start.isdecimal() else None
+
+
+def offer(runtime: Runtime, started: Iterable[str]) -> None:
+    """What was made for callers that had no answer: pods and containers, and starts that were on record and not yet answered."""
+    store = runtime.parts.store
+    for thing, age in store.offered():
+        pod, container = store.pods.get(thing), store.containers.get(thing)
+        if pod is not None:
+            runtime.runs.offer(pod.config.metadata.key, (pod.config, pod.handler), thing, thing, age)
+        elif container is not None:
+            runtime.creations.offer(
+                container_key(container.pod_id, container.config.metadata), container.config, thing, thing, age
+            )
+        else:
+            store.claim(thing)
+    for container_id in started:
+        record = store.containers.get(container_id)
+        if record is not None and record.state is not ContainerState.CREATED:
+            runtime.starts.offer(container_id, None, container_id, container_id, 0.0)
+
+
+async def attempt(doing: str, effect: Awaitable[None]) -> None:
+    """Do it, or log why not."""
+    try:
+        await effect
+    except Exception as error:  # noqa: BLE001 - the daemon serves what it can; the next start tries again
+        log.warning("%s: %s", doing, describe(error))

@@ -1,0 +1,375 @@
+"""Pods and containers as CRI asks for them: finds what a call is about, keeps operations on one thing apart, and runs them.
+
+What an operation does is in `pods`, `creating` and `containers`; here is who may do it, when, and who is waited for:
+
+- one operation at a time on a pod and on a container (`locks`); a pod that is being stopped refuses new containers and starts,
+  waits for those under way, and then ends its containers without asking them;
+- RunPodSandbox, CreateContainer and StartContainer go on when their caller leaves, and are joined by the next (`joining`);
+- reads never wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tare.errors import AlreadyExists, FailedPrecondition, InvalidArgument, TareError, Unavailable, describe
+from tare.runtime import containers, creating, exec, lifecycle, pods
+from tare.runtime.bounds import deadline
+from tare.runtime.containers import LOGGER_SECONDS
+from tare.runtime.exits import Watchers
+from tare.runtime.joining import Joining
+from tare.runtime.lifecycle import ContainerEvent, PodEvent
+from tare.runtime.locks import Locks
+from tare.runtime.ports import Cgroups, Parts
+from tare.runtime.records import ContainerConfig, ContainerRecord, PodConfig, PodRecord, PodState
+from tare.runtime.spec import exec_process
+from tare.runtime.stopping import Stops
+from tare.runtime.store import PodView, container_key
+
+log = logging.getLogger(__name__)
+BUILTIN = "builtin"
+
+
+def new_id() -> str:
+    """64 lowercase hex digits."""
+    return os.urandom(32).hex()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """CRI RuntimeCondition."""
+
+    type: str
+    status: bool
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerInfo:
+    """CRI RuntimeHandler, with what it can do."""
+
+    name: str
+    recursive_read_only: bool
+    user_namespaces: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """CRI RuntimeFeatures."""
+
+    supplemental_groups_policy: bool
+    user_namespaces_host_network: bool
+    mount_options: bool
+
+
+class Warmth:
+    """Keeps the kernel ready for a process to join a cgroup v1 group when a start is near: else that waits some milliseconds."""
+
+    LASTS = 0.008  # seconds
+
+    def __init__(self, cgroups: Cgroups) -> None:
+        self._cgroups = cgroups
+        self._needed = True
+        self._renewed = 0.0
+
+    def renew(self) -> None:
+        """In a thread, if it was not done a moment ago."""
+        loop = asyncio.get_running_loop()
+        if self._needed and loop.time() - self._renewed > self.LASTS:
+            self._renewed = loop.time()
+            loop.run_in_executor(None, self._warm)
+
+    def _warm(self) -> None:
+        self._needed = self._cgroups.warm()
+
+
+class Runtime:
+    """The runtime port of the CRI face."""
+
+    def __init__(self, parts: Parts, watchers: Watchers) -> None:
+        self.parts = parts
+        self._store = parts.store
+        self._watchers = watchers
+        self._stops = Stops(parts.store, parts.handler, watchers)
+        self._locks = Locks()
+        self._closing: set[str] = set()
+        self._warmth = Warmth(parts.cgroups)
+        self._exec_numbers = itertools.count(1)
+        self.runs: Joining[str] = Joining("run pod", claimed=parts.store.claim, discard=self.remove_pod)
+        self.creations: Joining[str] = Joining(
+            "create container", claimed=parts.store.claim, discard=self.remove_container
+        )
+        self.starts: Joining[str] = Joining("start container", claimed=_no_effect, discard=_nothing_to_discard)
+
+    # Pods
+
+    async def run_pod(self, config: PodConfig, handler: str) -> str:
+        """A new pod's ID. Raises AlreadyExists, InvalidArgument, and what its steps raise."""
+        if handler not in ("", BUILTIN):
+            raise InvalidArgument(
+                f"run pod {config.metadata.name}", cause=f"there is no runtime handler {handler}", hint=f"use {BUILTIN}"
+            )
+        name = config.metadata.key
+        self._refuse_taken(self.runs, name, "run pod")
+        pod_id = new_id()
+        return await self.runs.run(name, (config, handler), pod_id, lambda: self._run_pod(pod_id, config, handler))
+
+    async def _run_pod(self, pod_id: str, config: PodConfig, handler: str) -> str:
+        name = config.metadata.key
+        self._store.reserve_pod(name, pod_id)
+        try:
+            async with self._locks.hold(pod_id, f"run pod {pod_id}"):
+                run = pods.begin(self.parts, pod_id, config, handler)
+                await self.parts.operations.run(pods.RUN_POD, run, run.names)
+                if run.namespaces is not None and run.namespaces.pause is not None:
+                    self._watchers.watch_pod(pod_id, run.namespaces.pause)
+        finally:
+            self._store.release_pod(name, pod_id)
+        log.info("pod %s runs: %s/%s", pod_id, config.metadata.namespace, config.metadata.name)
+        return pod_id
+
+    def _refuse_taken(self, calls: Joining[str], name: str, doing: str) -> None:
+        holder = self._store.holder(name)
+        if holder is not None and not calls.known(name):
+            raise AlreadyExists(f"{doing} {name}", cause=f"the name is held by {holder}")
+
+    async def stop_pod(self, pod_id: str) -> None:
+        """It is NOTREADY, and nothing runs in it. Nothing happens where it is unknown or stopped."""
+        pod = self._store.find_pod(pod_id, "stop")
+        if pod is None:
+            return
+        self.runs.used(pod.config.metadata.key)
+        async with self._locks.hold(pod.id, f"stop pod {pod.id}"):
+            await self._stop_pod(pod.id)
+
+    async def _stop_pod(self, pod_id: str) -> None:
+        pod = self._store.pods.get(pod_id)
+        if pod is None or (pod.state is PodState.NOTREADY and pod_id not in self._store.pod_facts):
+            return
+        self._closing.add(pod_id)
+        try:
+            await self._settle_members(pod_id, f"stop pod {pod_id}")
+            ref = pods.PodRef(parts=self.parts, id=pod_id)
+            await self.parts.operations.run(pods.STOP_POD, ref, ref.names)
+        finally:
+            self._closing.discard(pod_id)
+        log.info("pod %s stopped", pod_id)
+
+    async def _settle_members(self, pod_id: str, doing: str) -> None:
+        """Wait for what is under way on the pod's containers; nothing new begins in a pod that is closing."""
+        for member in self._store.members(pod_id):
+            async with self._locks.hold(member, doing):
+                continue
+
+    async def remove_pod(self, pod_id: str) -> None:
+        """It is stopped and emptied first. Nothing happens where it is unknown."""
+        pod = self._store.find_pod(pod_id, "remove")
+        if pod is None:
+            return
+        self.runs.used(pod.config.metadata.key)
+        async with self._locks.hold(pod.id, f"remove pod {pod.id}"):
+            await self._stop_pod(pod.id)
+            await self._settle_members(pod.id, f"remove pod {pod.id}")
+            for member in self._store.members(pod.id):
+                await self.remove_container(member)
+            if pod.id not in self._store.pods:
+                return
+            lifecycle.pod_after(self._store.pods[pod.id].state, PodEvent.REMOVE, pod.id)
+            ref = pods.PodRef(parts=self.parts, id=pod.id)
+            await self.parts.operations.run(pods.REMOVE_POD, ref, ref.names)
+        log.info("pod %s removed", pod.id)
+
+    def pod_status(self, pod_id: str) -> PodView:
+        """Raises NotFound."""
+        return self._store.view(self._store.pod(pod_id, "look at"))
+
+    def list_pods(self) -> Sequence[PodRecord]:
+        """All, newest first."""
+        return sorted(self._store.pods.values(), key=lambda pod: pod.created_at, reverse=True)
+
+    # Containers
+
+    async def create_container(self, pod_id: str, config: ContainerConfig, pod_config: PodConfig) -> str:
+        """A new container's ID. Raises NotFound, AlreadyExists, FailedPrecondition, InvalidArgument."""
+        pod = self._store.pod(pod_id, "create a container in")
+        self.runs.used(pod.config.metadata.key)
+        name = container_key(pod.id, config.metadata)
+        self._refuse_taken(self.creations, name, "create container")
+        container_id = new_id()
+        return await self.creations.run(
+            name, config, container_id, lambda: self._create(container_id, pod.id, config, pod_config)
+        )
+
+    async def _create(self, container_id: str, pod_id: str, config: ContainerConfig, pod_config: PodConfig) -> str:
+        name = container_key(pod_id, config.metadata)
+        self._store.reserve_container(name, container_id, pod_id)
+        self._warmth.renew()
+        try:
+            async with self._locks.hold(container_id, f"create container {container_id}"):
+                pod = self._open_pod(pod_id, PodEvent.CREATE)
+                creation = creating.begin(self.parts, container_id, pod, config, pod_config)
+                await self.parts.operations.run(creating.CREATE_CONTAINER, creation, creation.names)
+        finally:
+            self._store.let_layers_go(container_id)
+            self._store.release_container(name, container_id, pod_id)
+        log.info("container %s created in pod %s: %s", container_id, pod_id, config.metadata.name)
+        return container_id
+
+    def _open_pod(self, pod_id: str, event: PodEvent) -> PodRecord:
+        """The pod, if this may happen in it now."""
+        pod = self._store.pod(pod_id, event.value)
+        lifecycle.pod_after(pod.state, event, pod_id)
+        if pod_id in self._closing:
+            raise FailedPrecondition(f"{event.value} pod {pod_id}", cause="it is being stopped")
+        return pod
+
+    async def start_container(self, container_id: str) -> None:
+        """It RUNS. Raises NotFound, FailedPrecondition, StartFailed."""
+        record = self._store.container(container_id, "start")
+        self.creations.used(container_key(record.pod_id, record.config.metadata))
+        await self.starts.run(record.id, None, record.id, lambda: self._start(record.id))
+
+    async def _start(self, container_id: str) -> str:
+        self._warmth.renew()
+        async with self._locks.hold(container_id, f"start container {container_id}"):
+            record = self._store.container(container_id, "start")
+            lifecycle.container_after(record.state, ContainerEvent.START, record.id)
+            self._open_pod(record.pod_id, PodEvent.START)
+            start = containers.begin(self.parts, record)
+            try:
+                await self.parts.operations.run(containers.START_CONTAINER, start, start.names)
+            except Unavailable:
+                raise  # a process of Tare's was lost, which says nothing of the container: it can be started again
+            except Exception as error:
+                await self._record_failure(record, error)
+                raise
+            self._watchers.watch(container_id)
+        log.info("container %s runs in pod %s", container_id, record.pod_id)
+        return container_id
+
+    async def _record_failure(self, record: ContainerRecord, error: Exception) -> None:
+        log.warning("container %s did not start: %s", record.id, describe(error))
+        try:
+            await containers.record_failure(self.parts, record, error)
+        except (TareError, OSError) as second:
+            log.warning("container %s: %s", record.id, describe(second))
+
+    async def stop_container(self, container_id: str, timeout: float) -> None:
+        """It does not run any more. `timeout` in seconds. Nothing happens where it is unknown or does not run."""
+        record = self._store.find_container(container_id, "stop")
+        if record is None:
+            return
+        self.creations.used(container_key(record.pod_id, record.config.metadata))
+        async with self._locks.hold(record.id, f"stop container {record.id}"):
+            pass  # a start under way comes first; the grace itself holds up nobody
+        await self._stops.stop(record.id, timeout)
+
+    async def remove_container(self, container_id: str) -> None:
+        """It is killed first where it runs. Nothing happens where it is unknown."""
+        record = self._store.find_container(container_id, "remove")
+        if record is None:
+            return
+        self.creations.used(container_key(record.pod_id, record.config.metadata))
+        async with self._locks.hold(record.id, f"remove container {record.id}"):
+            if record.id not in self._store.containers:
+                return
+            ref = containers.removal(self.parts, record.id)
+            await self.parts.operations.run(containers.REMOVE_CONTAINER, ref, ref.names)
+        log.info("container %s removed", record.id)
+
+    def list_containers(self) -> Sequence[ContainerRecord]:
+        """All, newest first."""
+        return sorted(self._store.containers.values(), key=lambda record: record.created_at, reverse=True)
+
+    def container_status(self, container_id: str) -> ContainerRecord:
+        """Raises NotFound."""
+        return self._store.container(container_id, "look at")
+
+    async def exec_sync(self, container_id: str, command: tuple[str, ...], timeout: float) -> exec.ExecResult:
+        """Run a command to its end. Raises NotFound, FailedPrecondition, DeadlineExceeded, StartFailed."""
+        record = self._running(container_id, ContainerEvent.EXEC)
+        facts = self._store.container_facts[record.id]
+        spec = self._store.plan(record.id).spec
+        process = exec_process(spec, command, tty=False)
+        seccomp = spec["linux"].get("seccomp")
+        if seccomp is not None:
+            process["seccomp"] = seccomp
+        exec_id = f"{record.id}-{next(self._exec_numbers)}"
+        return await exec.exec_sync(self.parts.handler, self.parts.cgroups, facts, exec_id, process, timeout)
+
+    async def reopen_log(self, container_id: str) -> None:
+        """Raises NotFound, FailedPrecondition."""
+        record = self._running(container_id, ContainerEvent.REOPEN_LOG)
+        group = self._store.container_facts[record.id].group
+        async with deadline(LOGGER_SECONDS, f"reopen the log of container {record.id}"):
+            await self.parts.logs.reopen(group, record.id)
+
+    def _running(self, container_id: str, event: ContainerEvent) -> ContainerRecord:
+        record = self._store.container(container_id, event.value)
+        lifecycle.container_after(record.state, event, record.id)
+        return record
+
+    # The node
+
+    def conditions(self) -> Sequence[Condition]:
+        """RuntimeReady and NetworkReady."""
+        trouble = self.parts.network.status()
+        network = Condition(
+            type="NetworkReady",
+            status=trouble is None,
+            reason="" if trouble is None else "NetworkNotReady",
+            message=trouble or "",
+        )
+        return (Condition(type="RuntimeReady", status=True), network)
+
+    def handlers(self) -> Sequence[HandlerInfo]:
+        """The built-in one."""
+        return (HandlerInfo(name=BUILTIN, recursive_read_only=True, user_namespaces=False),)
+
+    def features(self) -> Features:
+        """What holds for every handler."""
+        return Features(supplemental_groups_policy=True, user_namespaces_host_network=False, mount_options=True)
+
+    def cgroup_driver(self) -> str:
+        """Groups are made as directories."""
+        return "cgroupfs"
+
+    def pod_info(self, pod_id: str) -> Mapping[str, object]:
+        """What a verbose status adds. Raises NotFound."""
+        pod = self._store.pod(pod_id, "look at")
+        facts = self._store.pod_facts.get(pod.id)
+        return {
+            "runtimeHandler": pod.handler or BUILTIN,
+            "pid": facts.pause.pid if facts is not None and facts.pause is not None else 0,
+            "namespaces": facts.pins if facts is not None else {},
+            "cgroupParent": pod.cgroup_parent,
+            "directory": str(self.parts.pod_directory(pod.id)),
+            "loggerGroup": facts.group if facts is not None else "",
+        }
+
+    def container_info(self, container_id: str) -> Mapping[str, object]:
+        """What a verbose status adds. Raises NotFound."""
+        record = self._store.container(container_id, "look at")
+        facts = self._store.container_facts.get(record.id)
+        plan = self._store.plan(record.id)
+        return {
+            "sandboxID": record.pod_id,
+            "pid": facts.process.pid if facts is not None else 0,
+            "cgroup": plan.cgroup,
+            "layers": plan.lowers,
+            "runtimeSpec": plan.spec,
+        }
+
+
+def _no_effect(_: str) -> None:
+    """A start needs no claim."""
+
+
+async def _nothing_to_discard(_: str) -> None:
+    """A container whose start nobody came back for runs all the same."""

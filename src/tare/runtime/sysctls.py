@@ -1,0 +1,49 @@
+"""Which kernel settings a pod may have of its own (pure): those that belong to a namespace of its own; any other would be the node's.
+
+Source: namespaces(7), ipc_namespaces(7), network_namespaces(7); kernel Documentation/admin-guide/sysctl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from tare.errors import InvalidArgument
+
+IPC = frozenset(
+    (
+        "kernel.auto_msgmni",
+        "kernel.msg_next_id",
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.sem_next_id",
+        "kernel.shm_next_id",
+        "kernel.shm_rmid_forced",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+    )
+)
+UTS = frozenset({"kernel.domainname"})
+
+
+def namespace_of(name: str) -> str | None:
+    """The kind of namespace that a setting belongs to; None for the node's own."""
+    dotted = name.replace("/", ".")
+    if dotted.startswith("net."):
+        return "net"
+    if dotted in IPC or dotted.startswith("fs.mqueue."):
+        return "ipc"
+    return "uts" if dotted in UTS else None
+
+
+def check(names: Iterable[str], kinds: Collection[str]) -> None:
+    """Raise InvalidArgument for the first setting that is not of a namespace in `kinds` (those that the pod has of its own)."""
+    for name in names:
+        kind = namespace_of(name)
+        if kind is None:
+            cause = "it is the node's, not a pod's: it belongs to no namespace"
+            raise InvalidArgument(f"set sysctl {name}", cause=cause)
+        if kind not in kinds:
+            raise InvalidArgument(f"set sysctl {name}", cause=f"the pod shares the node's {kind} namespace")

@@ -1,0 +1,199 @@
+"""The failpoint matrix: daemon and launcher are killed before and after each step of each operation, and nothing is lost or left.
+
+The cases are made from the operations themselves, so that a new step is covered when it is written. In each case
+
+    a daemon is started that will die, or lose its launcher, at one point ─► the call ─► (killed: a new daemon)
+      ─► the same call again, which succeeds ─► the container runs, execs, and ends with its code ─► everything is removed
+      ─► no mount, namespace, link, lease, cgroup, process, file or record is left
+"""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from tare.cli.client import CallFailed
+from tare.cri.v1 import api_pb2 as pb
+from tare.images.pull import PULL_IMAGE
+from tare.runtime.containers import REMOVE_CONTAINER, START_CONTAINER
+from tare.runtime.creating import CREATE_CONTAINER
+from tare.runtime.pods import REMOVE_POD, RUN_POD, STOP_POD
+from tare.state.operations import Operation
+from tests.support.daemon import Daemon
+from tests.support.images import busybox_image
+from tests.support.node import Node, cgroups_named, rows
+from tests.support.registry import Registry
+
+pytestmark = pytest.mark.root
+R = TypeVar("R")
+
+
+def points(operation: Operation[Any]) -> list[str]:
+    """Every place of an operation at which something can happen."""
+    return [f"{operation.name}.{step.name}.{when}" for step in operation.steps for when in ("before", "after")]
+
+
+OPERATIONS: tuple[Operation[Any], ...] = (
+    PULL_IMAGE,
+    RUN_POD,
+    CREATE_CONTAINER,
+    START_CONTAINER,
+    STOP_POD,
+    REMOVE_CONTAINER,
+    REMOVE_POD,
+)
+POINTS = [point for operation in OPERATIONS for point in points(operation)]
+FAILING = [point for operation in OPERATIONS if not operation.finish for point in points(operation)[::2]]
+ENDING = [point for operation in OPERATIONS if operation.finish for point in points(operation)[::2]]
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Node]:
+    """A node whose daemon does not run yet, with an image that can be pulled."""
+    with tempfile.TemporaryDirectory(prefix="tare-matrix-", dir="/var/lib") as name:
+        base = Path(name)
+        daemon = Daemon(base / "tare")
+        with Registry(base / "registry") as registry:
+            registry.push(busybox_image(base / "busybox"), "tests/busybox:1")
+            try:
+                yield Node(daemon, f"{registry.url}/tests/busybox:1")
+            finally:
+                troubles = daemon.destroy()
+            assert troubles == []
+
+
+@pytest.fixture
+def node(shared: Node) -> Iterator[Node]:
+    """The node, on which a case that failed leaves nothing for the next to stumble over."""
+    shared.daemon.kill()
+    yield shared
+    if not shared.daemon.answers():
+        shared.daemon.start()
+    shared.remove_all()
+
+
+class Trip:
+    """The calls that lead from nothing to a running container, each of which is made again where it fails."""
+
+    def __init__(self, node: Node, action: str, point: str) -> None:
+        self.node = node
+        self.action = action
+        self.name = f"{action}-{point}".lower()
+        self.died = False
+        self.retried = False
+
+    def call(self, work: Callable[[], R]) -> R:
+        """What the call returns, at the first try or, after the daemon died or the launcher was lost over it, at the second."""
+        try:
+            return work()
+        except CallFailed as error:
+            assert error.status == "UNAVAILABLE", error
+            assert not self.retried, error
+        self.retried = True
+        if self.action == "kill":
+            self.revive()
+        return work()
+
+    def revive(self) -> None:
+        """A new daemon, after the old one has died of the failpoint and nothing else."""
+        process = self.node.daemon.process
+        assert process is not None
+        assert process.wait(timeout=10) == -signal.SIGKILL
+        self.died = True
+        self.node.daemon.start()
+
+    def run(self) -> None:
+        """All the way, and back."""
+        node = self.node
+        self.call(node.pull)
+        config = node.pod_config(self.name, pid=pb.POD)
+        pod = self.call(lambda: node.run_pod(config))
+        container = self.call(
+            lambda: node.create(pod, "main", "sh", "-c", "trap 'exit 7' TERM; echo up; sleep 1000 & wait")
+        )
+        self.call(lambda: node.start(container))
+        assert len(node.daemon.client.pods()) == len(node.daemon.client.containers()) == 1
+        node.wait_for_log(container, "up")
+        assert node.exec(container, "echo", "here").stdout == b"here\n"
+        idle = node.start(node.create(pod, "idle", "sleep", "1000"))
+        node.stop(container, 30)
+        assert node.status(container).exit_code == 7
+        assert node.log(container) == ["up"]
+        self.call(lambda: node.stop_pod(pod))
+        assert node.status(idle).exit_code == 137
+        self.call(lambda: node.remove_pod(pod))
+        node.remove_image()
+        assert node.settled() == []
+        assert cgroups_named(pod) == cgroups_named(container) == cgroups_named(idle) == []
+        assert image_files(node) == []
+
+
+def image_files(node: Node) -> list[Path]:
+    """What is kept of images."""
+    kept = (node.daemon.root / name for name in ("blobs/sha256", "layers", "ingest"))
+    return [path for directory in kept for path in directory.glob("*")]
+
+
+def launcher_pid(node: Node) -> int:
+    return int((node.daemon.run / "launcher.pid").read_text().split()[0])
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_the_daemon_is_killed(node: Node, point: str) -> None:
+    node.daemon.start({"TARE_FAILPOINTS": f"{point}=kill"})
+    trip = Trip(node, "kill", point)
+    trip.run()
+    assert trip.died
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_the_launcher_is_killed(node: Node, point: str) -> None:
+    node.daemon.start({"TARE_FAILPOINTS": f"{point}=kill-launcher"})
+    before = launcher_pid(node)
+    Trip(node, "kill-launcher", point).run()
+    assert launcher_pid(node) != before
+
+
+@pytest.mark.parametrize("point", FAILING)
+def test_the_step_fails(node: Node, point: str) -> None:
+    """What was done until then is taken back, at once."""
+    node.daemon.start({"TARE_FAILPOINTS": f"{point}=error"})
+    pod = ""
+    with pytest.raises(CallFailed, match=f"failpoint {point}"):
+        node.pull()
+        pod = node.run_pod(f"error-{point}".lower())
+        node.start(node.create(pod, "main", "true"))
+    if pod:
+        node.remove_pod(pod)
+    node.remove_image()
+    assert node.settled() == []
+    assert image_files(node) == []
+
+
+@pytest.mark.parametrize("point", ENDING)
+def test_a_step_of_taking_down_fails(node: Node, point: str) -> None:
+    """What was done stays done, and the next call, or the next daemon, does the rest."""
+    node.daemon.start({"TARE_FAILPOINTS": f"{point}=error"})
+    node.pull()
+    pod = node.run_pod(f"ending-{point}".lower())
+    container = node.start(node.create(pod, "main", "sleep", "1000"))
+    with pytest.raises(CallFailed, match=f"failpoint {point}"):
+        node.stop_pod(pod)
+        node.remove(container)
+        node.remove_pod(pod)
+    node.daemon.kill()
+    node.daemon.start()
+    assert intents(node) == []
+    node.stop_pod(pod)
+    node.remove_pod(pod)
+    assert node.settled() == []
+
+
+def intents(node: Node) -> list[tuple[object, ...]]:
+    """Operations that are written down as begun and not ended."""
+    return rows(node.daemon.run / "boot.db", "intents")
