@@ -2,6 +2,9 @@
 
 Leftovers fail the session by name. They are looked for after each test module as well, to say which one left them.
 TARE_LEAKS=warn prints them only: for a machine on which another session runs meanwhile.
+
+Property tests try the same examples each time, so that a run says something of the change and not of its luck; TARE_EXPLORE=1 makes them
+try new ones.
 """
 
 from __future__ import annotations
@@ -11,10 +14,14 @@ import uuid
 from collections.abc import Generator, Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.support import leaks
 
 SETTLE_SECONDS = 5.0
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore")
+settings.load_profile("explore" if os.environ.get("TARE_EXPLORE") else "same")
 
 
 class Guard:
