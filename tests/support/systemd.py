@@ -1,5 +1,6 @@
-"""A systemd of the test's own: a user manager in a PID namespace and in control groups that belong to it alone.
+"""A systemd to test against: the node's where it runs the node, else one of the test's own.
 
+The test's own is a user manager in a PID namespace and in control groups that belong to it alone.
 A manager takes every process of the group that it finds itself in under its wing. So it starts in a group of its own, in every
 hierarchy, and only after it has looked that it is there; and what its namespace does not show it, it cannot move.
 It answers only whom it sees: a relay in its namespace passes bytes on.
@@ -8,6 +9,7 @@ It answers only whom it sees: a relay in its namespace passes bytes on.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
 import socket
@@ -20,6 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tare.cgroups.manager import CgroupManager
+from tare.cgroups.systemd import BUS, PRIVATE, running
+
+NUMBERS = itertools.count()
 
 START = """
 import os, sys
@@ -71,11 +76,19 @@ os.wait()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """`address` is its socket; `group` the control group that is its root; `pid` a process whose children are in its PID namespace."""
+    """`addresses` are its sockets; `group` the control group that is its root; `pid` a process whose children are in its PID namespace.
 
-    address: str
+    `node`: it is the node's.
+    """
+
+    addresses: tuple[str, ...]
     group: str
     pid: int
+
+    @property
+    def node(self) -> bool:
+        """Whether it runs the node."""
+        return not self.group
 
     @contextmanager
     def process(self) -> Iterator[tuple[int, subprocess.Popen[str]]]:
@@ -94,14 +107,17 @@ class Instance:
 @contextmanager
 def instance() -> Iterator[Instance]:
     """Run until the block ends; nothing of it is left."""
-    group = f"/tare-systemd-{os.getpid()}"
+    if running():
+        yield Instance(addresses=(BUS, PRIVATE), group="", pid=os.getpid())
+        return
+    group = f"/tare-systemd-{os.getpid()}-{next(NUMBERS)}"
     groups = CgroupManager()
     home = Path(tempfile.mkdtemp(prefix="tare-systemd-"))
     process: subprocess.Popen[bytes] | None = None
     try:
         joins = groups.create(group, {}).join
         process = start(group, joins, home)
-        yield Instance(address=f"unix:path={home}/private", group=group, pid=process.pid)
+        yield Instance(addresses=(f"unix:path={home}/private",), group=group, pid=process.pid)
     finally:
         if process is not None:
             process.kill()
@@ -125,7 +141,8 @@ def start(group: str, joins: tuple[str, ...], home: Path) -> subprocess.Popen[by
             "PATH": os.environ["PATH"],
             "HOME": str(home),
             "XDG_RUNTIME_DIR": f"{home}/run",
-            "SYSTEMD_UNIT_PATH": str(units),
+            # With what it makes itself, which it looks for where it usually is.
+            "SYSTEMD_UNIT_PATH": f"{units}:",
             "NOTIFY_SOCKET": f"{home}/ready",
         }
         command = [sys.executable, "-c", START, group, ":".join(joins), RELAY, str(home)]

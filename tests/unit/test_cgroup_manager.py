@@ -12,7 +12,7 @@ import pytest
 from tare.cgroups.layout import Hierarchy, Layout
 from tare.cgroups.manager import CgroupManager, oom_count
 from tare.cgroups.names import own_path, relative, resolve_parent
-from tare.errors import InvalidArgument, NotFound
+from tare.errors import FailedPrecondition, InvalidArgument, NotFound
 
 FILES = {
     "cgroup.controllers": "cpu cpuset memory pids\n",
@@ -92,9 +92,11 @@ def test_a_controller_that_the_ancestors_do_not_give_is_skipped_and_named(tmp_pa
     (tmp_path / "pod/abc/memory.max").unlink()
     (tmp_path / "pod/abc/memory.swap.max").unlink()
     with manager(tmp_path) as groups:
-        made = groups.create(
-            "/pod/abc", {"memory": {"limit": 8192}, "unified": {"memory.high": "1"}, "pids": {"limit": 5}}
-        )
+        made = groups.create("/pod/abc", {"memory": {"limit": 8192}, "pids": {"limit": 5}})
+        groups.create("/pod/abc", {"memory": {"limit": 8192}, "blockIO": {"weight": 100}})
+        assert groups.skipped == {"memory": 2, "io": 1}
+        with pytest.raises(FailedPrecondition, match="the groups above it do not give it the controller memory"):
+            groups.update_now("/pod/abc", {"unified": {"memory.high": "1"}})
     assert made.skipped == ("memory",)
     assert (tmp_path / "pod/cgroup.subtree_control").read_text() == "+cpu +pids"
 

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 
 import pytest
 
-from tare.cgroups.resources import Plan, plan, weight
-from tare.errors import InvalidArgument
+from tare.cgroups.cpu import weight
+from tare.cgroups.memory import Room
+from tare.cgroups.resources import Plan, plan
+from tare.errors import FailedPrecondition, InvalidArgument
 
-V1 = dict.fromkeys(("memory", "cpu", "cpuset", "pids", "hugetlb", "devices"), 1)
-V2 = dict.fromkeys(("memory", "cpu", "cpuset", "pids", "hugetlb", "cgroup"), 2)
+V1 = dict.fromkeys(("memory", "cpu", "cpuset", "pids", "hugetlb", "devices", "blkio", "rdma", "net_cls", "net_prio"), 1)
+V2 = dict.fromkeys(("memory", "cpu", "cpuset", "pids", "hugetlb", "cgroup", "io", "rdma"), 2)
 FULL: dict[str, object] = {
     "memory": {"limit": 64 << 20, "swap": 128 << 20, "reservation": 32 << 20},
     "cpu": {"shares": 1024, "quota": 50000, "period": 100000, "cpus": "0-1", "mems": "0"},
@@ -68,6 +70,10 @@ def test_hybrid_takes_each_controller_where_it_is() -> None:
     [
         ({"memory": {"limit": -1, "swap": -1}}, [("memory.limit_in_bytes", "-1"), ("memory.memsw.limit_in_bytes", "-1")],
          [("memory.max", "max"), ("memory.swap.max", "max")]),
+        ({"memory": {"limit": -1}}, [("memory.limit_in_bytes", "-1"), ("memory.memsw.limit_in_bytes", "-1")],
+         [("memory.max", "max"), ("memory.swap.max", "max")]),
+        ({"memory": {"kernel": 1 << 30, "useHierarchy": True, "disableOOMKiller": False, "checkBeforeUpdate": True}},
+         [("memory.oom_control", "0")], []),
         ({"cpu": {"quota": -1}}, [("cpu.cfs_quota_us", "-1")], [("cpu.max", "max")]),
         ({"cpu": {"quota": -1, "period": 5000}}, [("cpu.cfs_period_us", "5000"), ("cpu.cfs_quota_us", "-1")],
          [("cpu.max", "max 5000")]),
@@ -108,14 +114,129 @@ def test_allowing_all_devices_first_says_nothing() -> None:
     assert plan({"devices": [{"allow": True, "access": "rwm"}]}, V1).writes == ()
 
 
-def test_unified_keys_are_for_v2() -> None:
-    resources = {"unified": {"memory.high": "100M", "cgroup.max.depth": "3"}}
-    assert pairs(plan(resources, V2)) == [("memory.high", "100M"), ("cgroup.max.depth", "3")]
-    assert plan(resources, V1) == Plan((), ("memory.high", "cgroup.max.depth"))
+BLOCK: dict[str, object] = {
+    "weight": 500,
+    "weightDevice": [{"major": 8, "minor": 0, "weight": 1000}, {"major": 8, "minor": 16, "weight": 10}],
+    "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1 << 20}, {"major": 8, "minor": 16, "rate": 0}],
+    "throttleWriteIOPSDevice": [{"major": 8, "minor": 0, "rate": 30}],
+}
 
 
-def test_what_is_not_supported_is_named() -> None:
-    assert plan({"blockIO": {"weight": 10}, "rdma": {}}, V2).skipped == ("blockIO",)
+def alternatives(found: Plan) -> list[tuple[str, str]]:
+    return [(item.instead.file, item.instead.value) for item in found.writes if item.instead]
+
+
+def test_block_io_on_v1() -> None:
+    leaves = {"leafWeight": 20, "weightDevice": [{"major": 8, "minor": 0, "leafWeight": 30}]}
+    found = plan({"blockIO": BLOCK}, V1)
+    assert pairs(found) == [
+        ("blkio.bfq.weight", "500"),
+        ("blkio.bfq.weight_device", "8:0 1000"),
+        ("blkio.bfq.weight_device", "8:16 10"),
+        ("blkio.throttle.read_bps_device", "8:0 1048576"),
+        ("blkio.throttle.read_bps_device", "8:16 0"),
+        ("blkio.throttle.write_iops_device", "8:0 30"),
+    ]
+    assert alternatives(found) == [
+        ("blkio.weight", "500"),
+        ("blkio.weight_device", "8:0 1000"),
+        ("blkio.weight_device", "8:16 10"),
+    ]
+    assert pairs(plan({"blockIO": leaves}, V1)) == [("blkio.leaf_weight", "20"), ("blkio.leaf_weight_device", "8:0 30")]
+
+
+def test_block_io_on_v2_has_other_weights_and_one_line_a_device() -> None:
+    found = plan({"blockIO": BLOCK}, V2)
+    assert pairs(found) == [
+        ("io.bfq.weight", "500"),
+        ("io.bfq.weight", "8:0 1000"),
+        ("io.bfq.weight", "8:16 10"),
+        ("io.max", "8:0 rbps=1048576 wiops=30"),
+        ("io.max", "8:16 rbps=max"),
+    ]
+    assert alternatives(found) == [("io.weight", "4950"), ("io.weight", "8:0 10000"), ("io.weight", "8:16 1")]
+
+
+def test_rdma_and_network() -> None:
+    wanted = {
+        "rdma": {"mlx5_1": {"hcaHandles": 3, "hcaObjects": 10000}, "rxe3": {"hcaObjects": 0}},
+        "network": {"classID": 1048577, "priorities": [{"name": "eth0", "priority": 500}]},
+    }
+    devices = [("rdma.max", "mlx5_1 hca_handle=3 hca_object=10000"), ("rdma.max", "rxe3 hca_object=0")]
+    network = [("net_cls.classid", "1048577"), ("net_prio.ifpriomap", "eth0 500")]
+    assert pairs(plan(wanted, V1)) == devices + network
+    assert pairs(plan(wanted, V2)) == devices
+
+
+def test_what_v1_alone_has() -> None:
+    wanted = {
+        "memory": {"swappiness": 10, "disableOOMKiller": True, "kernelTCP": 4096},
+        "cpu": {"realtimePeriod": 1000000, "realtimeRuntime": 950000},
+    }
+    assert pairs(plan(wanted, V1)) == [
+        ("memory.kmem.tcp.limit_in_bytes", "4096"),
+        ("memory.swappiness", "10"),
+        ("memory.oom_control", "1"),
+        ("cpu.rt_period_us", "1000000"),
+        ("cpu.rt_runtime_us", "950000"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"memory": {"swappiness": 0}},
+        {"memory": {"disableOOMKiller": True}},
+        {"memory": {"kernelTCP": 1}},
+        {"cpu": {"realtimePeriod": 1}},
+        {"cpu": {"realtimeRuntime": -1}},
+        {"blockIO": {"leafWeight": 10}},
+        {"blockIO": {"weightDevice": [{"major": 8, "minor": 0, "leafWeight": 10}]}},
+    ],
+)
+def test_what_v2_cannot_express_is_an_error(wanted: dict[str, dict[str, object]]) -> None:
+    ((member, inner),) = wanted.items()
+    key = "leafWeight" if member == "blockIO" else next(iter(inner))
+    with pytest.raises(FailedPrecondition, match=rf"linux\.resources\.{member}\.(.*\.)?{key}: .*version 2"):
+        plan(wanted, V2)
+
+
+def test_the_room_that_an_update_needs_is_v2s_affair() -> None:
+    asks = {"limit": 1 << 20, "swap": 2 << 20, "checkBeforeUpdate": True}
+    assert plan({"memory": asks}, V2).room == Room(1 << 20, 2 << 20)
+    assert plan({"memory": asks}, V1).room is None
+    assert plan({"memory": {**asks, "swap": -1}}, V2).room == Room(1 << 20, None)
+    for less in ({"limit": -1}, {"limit": 0}, {"limit": 1 << 20, "checkBeforeUpdate": False}):
+        assert plan({"memory": {"checkBeforeUpdate": True, **less}}, V2).room is None
+
+
+def test_unified_keys_are_for_v2_and_written_line_by_line() -> None:
+    lines = "259:0 rbps=2097152 wiops=120\n253:0 rbps=2097152\n"
+    resources = {"unified": {"memory.high": "100M", "cgroup.max.depth": "3", "io.max": lines}}
+    assert pairs(plan(resources, {**V2, "io": 2})) == [
+        ("memory.high", "100M"),
+        ("cgroup.max.depth", "3"),
+        ("io.max", "259:0 rbps=2097152 wiops=120"),
+        ("io.max", "253:0 rbps=2097152"),
+    ]
+
+
+@pytest.mark.parametrize("key", ["memory.high", "cgroup.max.depth", "io.max"])
+def test_unified_keys_of_a_controller_that_is_not_there_are_an_error(key: str) -> None:
+    with pytest.raises(FailedPrecondition, match=rf"linux\.resources\.unified\.{key}: there is no controller"):
+        plan({"unified": {key: "1"}}, V1)
+
+
+def test_controllers_that_are_not_there_are_named() -> None:
+    wanted = {
+        "blockIO": {"weight": 10},
+        "rdma": {"mlx4_0": {"hcaHandles": 1}},
+        "network": {"classID": 1, "priorities": [{"name": "eth0", "priority": 1}]},
+        "memory": {"swappiness": 1},
+    }
+    assert plan(wanted, dict.fromkeys(("cpu", "cgroup"), 2)).skipped == ("memory", "io", "rdma", "net_cls", "net_prio")
+    assert plan(wanted, {"cpu": 1}).skipped == ("memory", "blkio", "rdma", "net_cls", "net_prio")
+    assert plan({"blockIO": {}, "rdma": {}, "network": {}, "memory": {}}, {"cpu": 1}) == Plan((), ())
 
 
 @pytest.mark.parametrize(
@@ -135,6 +256,30 @@ def test_what_is_not_supported_is_named() -> None:
         ({"hugepageLimits": {}}, r"hugepageLimits: is not a list"),
         ({"devices": [{"allow": "yes"}]}, r"devices\[0\]\.allow"),
         ({"devices": [{"allow": True, "type": "z"}]}, r"devices\[0\]\.type"),
+        ({"cpu": {"burst": 2000, "quota": 1000}}, r"cpu\.burst: 2000 is more than the quota"),
+        ({"cpu": {"realtimeRuntime": "1"}}, r"cpu\.realtimeRuntime"),
+        ({"memory": {"kernel": "1"}}, r"memory\.kernel"),
+        ({"memory": {"swappiness": 101}}, r"memory\.swappiness"),
+        ({"blockIO": {"weight": 9}}, r"blockIO\.weight: 9 is not between 10 and 1000"),
+        ({"blockIO": {"weight": 1001}}, r"blockIO\.weight"),
+        ({"blockIO": {"weightDevice": [{"major": 8, "minor": 0}]}}, r"weightDevice\[0\]\.weight: there is neither"),
+        ({"blockIO": {"weightDevice": [{"major": 8, "weight": 10}]}}, r"weightDevice\[0\]\.minor: is absent"),
+        (
+            {"blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0}]}},
+            r"throttleReadBpsDevice\[0\]\.rate: is abs",
+        ),
+        ({"blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": -1}]}}, r"\[0\]\.rate: -1"),
+        ({"rdma": {"mlx4_0": {}}}, r"rdma\.mlx4_0\.hcaHandles: there is neither"),
+        ({"rdma": {"a b": {"hcaHandles": 1}}}, r"'a b' is no name of a device"),
+        ({"rdma": {"mlx4_0": 3}}, r"rdma\.mlx4_0: is not an object"),
+        ({"network": {"classID": 1 << 32}}, r"network\.classID"),
+        ({"network": {"priorities": [{"name": "e 0", "priority": 1}]}}, r"priorities\[0\]\.name"),
+        ({"network": {"priorities": [{"name": "e0"}]}}, r"priorities\[0\]\.priority: is absent"),
+        ({"unified": {"cgroup.freeze": "1"}}, r"unified\.cgroup\.freeze"),
+        ({"unified": {"memory.": "1"}}, r"unified\.memory\."),
+        ({"unified": {".max": "1"}}, r"unified\.\.max"),
+        ({"unified": {"..": "1"}}, r"unified\.\.\."),
+        ({"unified": {"memory.max\n": "1"}}, r"is not one line"),
         ({"unified": {"../memory.max": "1"}}, r"unified\.\.\./memory\.max"),
         ({"unified": {"cgroup.procs": "1"}}, r"unified\.cgroup\.procs"),
         ({"unified": {"memory": "1"}}, r"unified\.memory"),

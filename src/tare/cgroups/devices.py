@@ -1,4 +1,4 @@
-"""The device cgroup: OCI's rules as lines for v1's files, and as a BPF program that is attached to a v2 group.
+"""The device cgroup: OCI's rules as lines for v1's files, and as the BPF program of a v2 group (pure; `bpf` attaches it).
 
 The rules are in order, and the last that matches decides; where none matches, nothing is allowed. Of an access that asks
 for several things (read and write), an allowing rule must have all and a denying one any.
@@ -8,14 +8,11 @@ Source: OCI runtime-spec, config-linux.md, "Allowed Device list"; kernel bpf(2),
 
 from __future__ import annotations
 
-import ctypes
-import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tare.cgroups.section import Section
-from tare.launch import linux
 
 MKNOD, READ, WRITE = 1, 2, 4
 LETTERS = {"r": READ, "w": WRITE, "m": MKNOD}
@@ -23,11 +20,6 @@ EVERYTHING = MKNOD | READ | WRITE
 BLOCK, CHARACTER = 1, 2
 TYPES = {"a": None, "b": BLOCK, "c": CHARACTER, "u": CHARACTER}
 HIGHEST = (1 << 31) - 1
-
-NR_BPF = 321 if os.uname().machine == "x86_64" else 280
-PROG_LOAD, PROG_ATTACH = 5, 8
-PROG_TYPE_CGROUP_DEVICE, ATTACH_CGROUP_DEVICE, ALLOW_MULTI = 15, 6, 2
-LICENSE = ctypes.create_string_buffer(b"Apache-2.0")
 
 INSTRUCTION = struct.Struct("<BBhi")
 LOAD_WORD, MOVE_REGISTER, MOVE, AND, SHIFT_RIGHT, JUMP_EQUAL, JUMP_UNEQUAL, EXIT = (
@@ -79,12 +71,80 @@ def lines(rules: Sequence[Rule]) -> list[tuple[str, str]]:
             if index or not rule.allow:
                 found.append((file, "a"))
             continue
-        access = "".join(letter for letter, bit in LETTERS.items() if rule.access & bit)
-        numbers = ":".join("*" if number is None else str(number) for number in (rule.major, rule.minor))
-        kinds = {BLOCK: "b", CHARACTER: "c"}
-        for kind in kinds if rule.type is None else (rule.type,):
-            found.append((file, f"{kinds[kind]} {numbers} {access}"))
+        found += [(file, f"{device} {letters(rule.access)}") for device in devices_of(rule)]
     return found
+
+
+def change(listed: str, rules: Sequence[Rule]) -> list[tuple[str, str]]:
+    """(file, line) that bring a v1 group from the text of its devices.list to these rules, without a moment in which more is denied.
+
+    To or from "everything" the kernel goes only while there are no groups inside; denials that follow "everything" are not in the
+    list, so that those of before are not known.
+    """
+    everything, wanted = evaluated(rules)
+    last = max((index for index, rule in enumerate(rules) if rule.sweeping), default=-1)
+    denied = lines(rules[last + 1 :]) if everything else []
+    if denied:
+        return [("devices.allow", "a"), *denied]
+    return between(listed, everything, wanted)
+
+
+def change_back(listed: str, before: str) -> list[tuple[str, str]]:
+    """The same to what an earlier devices.list said."""
+    return between(listed, *exceptions(before))
+
+
+def between(listed: str, everything: bool, wanted: Mapping[str, int]) -> list[tuple[str, str]]:
+    """What is new is allowed, then what is no more is denied."""
+    all_before, before = exceptions(listed)
+    if everything:
+        return [] if all_before else [("devices.allow", "a")]
+    found = [("devices.deny", "a")] if all_before else []
+    for file, first, second in (("devices.allow", wanted, before), ("devices.deny", before, wanted)):
+        for device, bits in first.items():
+            left = bits & ~second.get(device, 0)
+            if left:
+                found.append((file, f"{device} {letters(left)}"))
+    return found
+
+
+def exceptions(listed: str) -> tuple[bool, dict[str, int]]:
+    """Whether a group may use everything, and else "c 1:3" → access bits, from devices.list."""
+    allowed: dict[str, int] = {}
+    for line in listed.splitlines():
+        kind, numbers, access = line.split()
+        if kind == "a":
+            return True, {}
+        device = f"{kind} {numbers}"
+        allowed[device] = allowed.get(device, 0) | sum(LETTERS[letter] for letter in access)
+    return False, allowed
+
+
+def evaluated(rules: Sequence[Rule]) -> tuple[bool, dict[str, int]]:
+    """The same of rules in order, as the kernel takes them: a denial counts for the very device that was allowed."""
+    everything, allowed = True, dict[str, int]()
+    for rule in rules:
+        if rule.sweeping:
+            everything, allowed = rule.allow, {}
+            continue
+        if everything:
+            continue
+        for device in devices_of(rule):
+            bits = allowed.get(device, 0)
+            allowed[device] = bits | rule.access if rule.allow else bits & ~rule.access
+    return everything, allowed
+
+
+def devices_of(rule: Rule) -> list[str]:
+    """ "c 1:3", as v1 writes it; both kinds where the rule is about both."""
+    numbers = ":".join("*" if number is None else str(number) for number in (rule.major, rule.minor))
+    kinds = {BLOCK: "b", CHARACTER: "c"}
+    return [f"{kinds[kind]} {numbers}" for kind in (kinds if rule.type is None else (rule.type,))]
+
+
+def letters(access: int) -> str:
+    """Access bits as "rwm"."""
+    return "".join(letter for letter, bit in LETTERS.items() if access & bit)
 
 
 def merged(rules: Sequence[Rule]) -> list[Rule]:
@@ -158,58 +218,3 @@ def block(rule: Rule) -> list[bytes]:
 def instruction(code: int, target: int = 0, source: int = 0, offset: int = 0, value: int = 0) -> bytes:
     """struct bpf_insn."""
     return INSTRUCTION.pack(code, target | source << 4, offset, value)
-
-
-class LoadAttributes(ctypes.Structure):
-    """The part of union bpf_attr that BPF_PROG_LOAD needs."""
-
-    _fields_ = [
-        ("prog_type", ctypes.c_uint32),
-        ("insn_cnt", ctypes.c_uint32),
-        ("insns", ctypes.c_uint64),
-        ("license", ctypes.c_uint64),
-        ("log_level", ctypes.c_uint32),
-        ("log_size", ctypes.c_uint32),
-        ("log_buf", ctypes.c_uint64),
-        ("kern_version", ctypes.c_uint32),
-        ("prog_flags", ctypes.c_uint32),
-    ]
-
-
-class AttachAttributes(ctypes.Structure):
-    """The part that BPF_PROG_ATTACH needs."""
-
-    _fields_ = [
-        ("target_fd", ctypes.c_uint32),
-        ("attach_bpf_fd", ctypes.c_uint32),
-        ("attach_type", ctypes.c_uint32),
-        ("attach_flags", ctypes.c_uint32),
-    ]
-
-
-def bpf(command: int, attributes: ctypes.Structure, doing: str) -> int:
-    """bpf(2)."""
-    size = ctypes.c_uint(ctypes.sizeof(attributes))
-    result = linux.syscall(ctypes.c_long(NR_BPF), ctypes.c_int(command), ctypes.byref(attributes), size)
-    return linux.check(result, doing)
-
-
-def attach(directory: str, code: bytes) -> None:
-    """Let a program decide for the v2 group in `directory`, together with those of the groups above. It lives as long as the group."""
-    buffer = ctypes.create_string_buffer(code, len(code))
-    load = LoadAttributes(
-        prog_type=PROG_TYPE_CGROUP_DEVICE,
-        insn_cnt=len(code) // INSTRUCTION.size,
-        insns=ctypes.addressof(buffer),
-        license=ctypes.addressof(LICENSE),
-    )
-    loaded = bpf(PROG_LOAD, load, "load a device program")
-    try:
-        group = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            target = AttachAttributes(group, loaded, ATTACH_CGROUP_DEVICE, ALLOW_MULTI)
-            bpf(PROG_ATTACH, target, f"attach a device program to {directory}")
-        finally:
-            os.close(group)
-    finally:
-        os.close(loaded)

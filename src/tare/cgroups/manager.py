@@ -11,22 +11,26 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tare.cgroups import devices
+from tare.cgroups import bpf, devices, freezing
 from tare.cgroups.ending import kill_pass, members, places
+from tare.cgroups.group import Group, Setting, check_room
 from tare.cgroups.layout import Hierarchy, Kind, Layout, detect
 from tare.cgroups.names import DETACHED, detached, own_path, relative, resolve_parent
-from tare.cgroups.resources import Write, plan
+from tare.cgroups.resources import plan
 from tare.cgroups.tree import GONE, Tree
-from tare.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
+from tare.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, TareError
+
+log = logging.getLogger(__name__)
 
 SLOWEST = 0.05
-# Words of the kernel that are about us, not about the value that was written.
-OUR_FAULT = (errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOMEM, errno.EIO)
+DELEGATED_FILE = Path("/sys/kernel/cgroup/delegate")
+DELEGATED = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,8 @@ class Cgroup:
 class CgroupManager:
     """Groups below `root`.
 
-    `found` is all that `layout.detect` says, `layout` "v1", "hybrid" or "v2", `missing` the usual controllers that this machine does not offer.
+    `found` is all that `layout.detect` says, `layout` "v1", "hybrid" or "v2", `missing` the usual controllers that this machine does
+    not offer, `skipped` how often something was asked of a controller or file that is not there.
     """
 
     def __init__(self, root: str = "/sys/fs/cgroup", layout: Layout | None = None) -> None:
@@ -61,6 +66,7 @@ class CgroupManager:
         self.hierarchies: tuple[Hierarchy, ...] = found.hierarchies
         self.controllers: frozenset[str] = found.controllers
         self.missing: tuple[str, ...] = found.missing
+        self.skipped: dict[str, int] = {}
         self._trees = [Tree(hierarchy) for hierarchy in found.hierarchies]
         self._of = {name: tree for tree in self._trees for name in tree.hierarchy.controllers}
         self._unified = next((tree for tree in self._trees if tree.hierarchy.version == 2), None)
@@ -140,16 +146,17 @@ class CgroupManager:
             if above:
                 self.make_parent(parent)
             where = {tree: self._make(tree, name) for tree in self._trees}
-            skipped = [absent for item in planned.writes if (absent := self._apply(where, item, path))]
+            setting = Setting(self._group(path, where))
+            setting.all(planned.writes)
             if planned.devices and self._unified is not None:
-                skipped += guard(self._unified.absolute(where[self._unified]), planned.devices)
+                setting.skipped += guard(self._unified.absolute(where[self._unified]), planned.devices)
         except BaseException as error:
             self.remove_now(path)
             self._remove_empty(relative(group) for group in above)
             if isinstance(error, OSError):
                 raise not_made(path, error) from error
             raise
-        return self._handle(path, where, (*planned.skipped, *skipped))
+        return self._handle(path, where, self._note(path, (*planned.skipped, *setting.skipped)))
 
     def _make(self, tree: Tree, name: str) -> str:
         """The group's path in a tree, once it is made there."""
@@ -174,35 +181,90 @@ class CgroupManager:
             tree.enable(parent)
         tree.make(name)
 
-    def _apply(self, where: Mapping[Tree, str], item: Write, path: str) -> str | None:
-        """Write one limit; the name of what is not there to be limited, or None."""
-        tree = self._of.get(item.controller, self._unified)
-        if tree is None:
-            return item.controller
+    def check_free(self, path: str) -> None:
+        """Raise FailedPrecondition where a group that a container is to be made in has processes, or is frozen."""
+        doing = f"use cgroup {path}"
+        if not self.exists(path):
+            return
+        pids = self.processes(path)
+        if pids:
+            cause = f"it is not empty: PIDs {', '.join(map(str, pids[:20]))} are in it"
+            raise FailedPrecondition(doing, cause=cause)
+        if self.frozen(path):
+            raise FailedPrecondition(doing, cause="it is frozen", hint="thaw it first")
+
+    def delegate(self, path: str, uid: int) -> None:
+        """Give a v2 group to a container's root (a UID of the node's), who may then make groups in it; on v1 and hybrid nothing is given.
+
+        For a container with a cgroup namespace of its own and a writable mount of it: config-linux.md, "Cgroup ownership".
+        """
+        if self._unified is None or self.layout != "v2":
+            return
         try:
-            tree.write(where[tree], item.file, item.value)
+            names = DELEGATED_FILE.read_text().split()
+        except FileNotFoundError:
+            names = list(DELEGATED)
+        try:
+            self._unified.own(self._find(path, "delegate")[self._unified], names, uid)
         except OSError as error:
-            if error.errno == errno.ENOENT and not self._has(tree, where[tree], item.controller):
-                return item.controller
-            if error.errno == errno.ENOENT and item.absent != "refuse":
-                return item.file if item.absent == "skip" else None
-            doing = f"set {item.file} of cgroup {path} to {item.value!r}"
-            raise refused(doing, error) from error
-        return None
+            raise FailedPrecondition(f"give cgroup {path} to user {uid}", cause=error) from error
 
-    def _has(self, tree: Tree, place: str, controller: str) -> bool:
-        """Whether a group has a controller: on v1 each does, on v2 the ancestors must have given it (the core, "cgroup", is always there)."""
-        if tree.hierarchy.version == 1 or controller == "cgroup":
-            return True
-        return controller in tree.read(place, "cgroup.controllers").split()
+    def _group(self, path: str, where: Mapping[Tree, str]) -> Group:
+        return Group(path, where, self._of, self._unified)
 
-    def open(self, path: str) -> Cgroup:
-        """The handle of a group that exists already. Raises NotFound."""
+    def _note(self, path: str, names: Iterable[str]) -> tuple[str, ...]:
+        """What was asked for and is not there: counted, and the first time said."""
+        found = tuple(dict.fromkeys(names))
+        for name in found:
+            if name not in self.skipped:
+                log.warning("cgroup %s: this node has no %s, so limits on it are not applied", path, name)
+            self.skipped[name] = self.skipped.get(name, 0) + 1
+        return found
+
+    async def update(self, path: str, resources: Mapping[str, object]) -> tuple[str, ...]:
+        """Change the limits of a group while its processes run; what `resources` does not name stays. What was skipped is returned.
+
+        All or nothing: where one value is refused, those before it are put back. Raises as `create`, NotFound where there is no
+        group, and FailedPrecondition where `checkBeforeUpdate` asks that a memory limit below what is used be refused. Off the event
+        loop, since the kernel may reclaim memory before it answers.
+        """
+        return await asyncio.to_thread(self.update_now, path, resources)
+
+    def update_now(self, path: str, resources: Mapping[str, object]) -> tuple[str, ...]:
+        """As `update`, here and now."""
+        planned = plan(resources, self._versions)
+        where = self._find(path, "update")
+        group = self._group(path, where)
+        if planned.room is not None and group.has("memory"):
+            check_room(group, planned.room)
+        setting = Setting(group, undo=[])
+        try:
+            # What devices a v1 group may use is changed last, from its list so far.
+            setting.all([item for item in planned.writes if item.controller != "devices"])
+            if planned.rules and self._versions.get("devices") == 1:
+                setting.change_devices(planned.rules)
+            if planned.devices and self._unified is not None:
+                setting.skipped += guard(self._unified.absolute(where[self._unified]), planned.devices, update=True)
+        except BaseException as error:
+            failures = setting.take_back()
+            if isinstance(error, TareError) and failures:
+                error.hint = f"and its former limits could not all be put back: {'; '.join(failures)}"
+            if isinstance(error, OSError):
+                raise FailedPrecondition(f"update cgroup {path}", cause=error) from error
+            raise
+        return self._note(path, (*planned.skipped, *setting.skipped))
+
+    def _find(self, path: str, verb: str) -> dict[Tree, str]:
+        """Where a group is. Raises NotFound."""
         name = relative(path)
         where = {tree: found[0] for tree in self._trees if (found := places(tree, name))}
         if not where:
-            raise NotFound(f"open cgroup {path}", cause="it does not exist")
-        return self._handle(path, where, ())
+            raise NotFound(f"{verb} cgroup {path}", cause="it does not exist")
+        return where
+
+    def open(self, path: str) -> Cgroup:
+        """The handle of a group that exists already. Raises NotFound."""
+        return self._handle(path, self._find(path, "open"), ())
 
     def _handle(self, path: str, where: Mapping[Tree, str], skipped: tuple[str, ...]) -> Cgroup:
         def file(tree: Tree | None, name: str) -> str | None:
@@ -295,6 +357,20 @@ class CgroupManager:
                 tree.remove_one(DETACHED)
         return gone
 
+    # Freezing
+
+    async def freeze(self, path: str, timeout: float = 10.0) -> None:
+        """Stop all that is in the group and below it; returns when it has stopped. Raises DeadlineExceeded (it goes on then), NotFound."""
+        await freezing.freeze(self._trees, path, relative(path), timeout)
+
+    async def thaw(self, path: str, timeout: float = 10.0) -> None:
+        """Let it go on. Raises DeadlineExceeded where a group above is frozen, NotFound."""
+        await freezing.thaw(self._trees, path, relative(path), timeout)
+
+    def frozen(self, path: str) -> bool:
+        """Whether all in the group has stopped. Raises NotFound."""
+        return freezing.is_frozen(*freezing.find(self._trees, path, relative(path)))
+
     # Speed
 
     def warm(self) -> bool:
@@ -320,12 +396,15 @@ def tree_directory(tree: Tree | None, where: Mapping[Tree, str]) -> str | None:
     return tree.absolute(where[tree]) if tree is not None and tree in where else None
 
 
-def guard(directory: str, rules: Sequence[devices.Rule]) -> list[str]:
-    """Attach v2's device program; ["devices"] where this kernel, or the user namespace that Tare runs in, has none."""
-    if len(rules) == 1 and rules[0].sweeping and rules[0].allow:
+def guard(directory: str, rules: Sequence[devices.Rule], *, update: bool = False) -> list[str]:
+    """Attach v2's device program, in an update in the place of the one before.
+
+    ["devices"] where this kernel, or the user namespace that Tare runs in, has none.
+    """
+    if not update and len(rules) == 1 and rules[0].sweeping and rules[0].allow:
         return []
     try:
-        devices.attach(directory, devices.program(rules))
+        bpf.attach(directory, devices.program(rules), replace=update)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EINVAL):
             raise
@@ -339,14 +418,6 @@ def oom_count(text: str) -> int:
         key: int(value) for key, _, value in (line.partition(" ") for line in text.splitlines()) if value.isdigit()
     }
     return max(counts.get("oom_kill", 0), counts.get("oom_group_kill", 0))
-
-
-def refused(doing: str, error: OSError) -> InvalidArgument | FailedPrecondition:
-    """What the kernel says against a value is the request's fault, unless it is one of the words that are about us or the machine."""
-    if error.errno in OUR_FAULT:
-        hint = "Tare needs write access to the control groups"
-        return FailedPrecondition(doing, cause=error, hint=hint)
-    return InvalidArgument(doing, cause=error)
 
 
 def not_made(path: str, error: OSError) -> InvalidArgument | FailedPrecondition:

@@ -1,5 +1,8 @@
 """OCI `linux.resources` as writes to control group files, for v1 and v2 trees (pure).
 
+    memory · cpu · blockio      one member each            writes     what a write is, and how one is undone
+    resources                   the small ones, and all of it together
+
 Which version a resource is written for depends on the tree that has its controller, so that on a hybrid machine memory
 may be v1 and hugetlb v2. Opening the files, and the kernel's answer, are `manager`'s.
 
@@ -8,184 +11,73 @@ Source: OCI runtime-spec, config-linux.md, "Control groups"; kernel Documentatio
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from tare.cgroups import devices
-from tare.cgroups.section import LARGEST, Section
+from tare.cgroups.blockio import blkio, io
+from tare.cgroups.cpu import cpu_v1, cpu_v2, cpuset
+from tare.cgroups.devices import Rule
+from tare.cgroups.memory import Room, memory_v1, memory_v2, room_wanted
+from tare.cgroups.section import LARGEST, Section, present
+from tare.cgroups.writes import Write, bounded
+from tare.errors import FailedPrecondition
 
-Absent = Literal["skip", "ignore", "refuse"]
-
-PAGE = 4096
-FORBIDDEN_UNIFIED = ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control", "cgroup.type", "cgroup.kill")
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """One value for one file of the group. `absent` is what a file that is not there means: a thing to name as skipped, nothing, or an error."""
-
-    controller: str
-    file: str
-    value: str
-    absent: Absent = "skip"
+# What moves processes, changes what the tree is, or has a call of its own.
+FORBIDDEN_UNIFIED = frozenset(
+    f"cgroup.{name}" for name in ("procs", "threads", "subtree_control", "type", "kill", "freeze")
+)
+WORD = (1 << 32) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The writes in order, what was asked for of controllers that are not there, and device rules that take a program (v2)."""
+    """The writes in order, what was asked for of controllers that are not there, device rules, and what must be free for an update.
+
+    `devices` are the rules that take a program (v2), `rules` all of them, whichever version has them.
+    """
 
     writes: tuple[Write, ...]
     skipped: tuple[str, ...]
-    devices: tuple[devices.Rule, ...] = ()
+    devices: tuple[Rule, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    room: Room | None = None
 
 
 def plan(resources: Mapping[str, object], versions: Mapping[str, int]) -> Plan:
     """The writes for `linux.resources`. `versions` says for each controller that is there whether its tree is v1 or v2.
 
-    Raises InvalidArgument for values that no kernel accepts.
+    Raises InvalidArgument for values that no kernel accepts, FailedPrecondition for what the version that is there cannot express.
     """
     whole = Section("linux.resources", resources)
     writes: list[Write] = []
-    skipped: list[str] = [key for key in ("blockIO", "rdma", "network") if resources.get(key)]
+    skipped: list[str] = []
     rules = devices.parse(whole.sections("devices"))
     if versions.get("devices") == 1:
         writes += [Write("devices", *line) for line in devices.lines(rules)]
-    for key, controller, first, second in DOMAINS:
-        if resources.get(key) is None:
+    for member, choices in DOMAINS:
+        if resources.get(member) is None:
             continue
-        version = versions.get(controller)
-        wanted = first(whole) if version == 1 else second(whole)
-        if version is not None:
-            writes += wanted
-        elif wanted:
-            skipped.append(controller)
-    for item in unified_writes(whole.section("unified")):
-        if versions.get(item.controller) == 2:
-            writes.append(item)
-        else:
-            skipped.append(item.file)
+        found = [(name, make) for version, (name, make) in choices.items() if versions.get(name) == version]
+        if found:
+            writes += found[0][1](whole)
+            continue
+        # The older version has every setting: it says whether anything is asked for.
+        name, make = choices.get(1) or choices[2]
+        if make(whole):
+            skipped.append(choices[2][0] if 2 in choices and pure(versions) else name)
+    writes += unified_writes(whole.section("unified"), versions)
     programmed = rules if versions.get("devices") != 1 else ()
     if programmed and 2 not in versions.values():
         skipped.append("devices")
         programmed = ()
-    return Plan(tuple(writes), tuple(dict.fromkeys(skipped)), programmed)
+    room = room_wanted(whole) if versions.get("memory") == 2 else None
+    return Plan(tuple(writes), tuple(dict.fromkeys(skipped)), programmed, rules, room)
 
 
-def memory_v1(whole: Section) -> list[Write]:
-    """memory.limit_in_bytes before memory.memsw: the sum may never be under the part."""
-    memory = present(whole, "memory")
-    limit, swap = memory_limits(memory)
-    writes = []
-    if limit is not None:
-        writes.append(Write("memory", "memory.limit_in_bytes", str(limit)))
-    if swap is not None:
-        writes.append(Write("memory", "memory.memsw.limit_in_bytes", str(swap), "ignore" if swap == limit else "skip"))
-    reservation = memory.integer("reservation")
-    if reservation:
-        writes.append(Write("memory", "memory.soft_limit_in_bytes", str(reservation)))
-    swappiness = memory.integer("swappiness", 0, 100)
-    if swappiness is not None:
-        writes.append(Write("memory", "memory.swappiness", str(swappiness)))
-    if memory.flag("disableOOMKiller"):
-        writes.append(Write("memory", "memory.oom_control", "1"))
-    return writes
-
-
-def memory_v2(whole: Section) -> list[Write]:
-    """OCI's `swap` is memory and swap together, v2's memory.swap.max is swap alone."""
-    memory = present(whole, "memory")
-    limit, swap = memory_limits(memory)
-    writes = []
-    if limit is not None:
-        writes.append(Write("memory", "memory.max", bounded(limit)))
-    if swap == -1:
-        writes.append(Write("memory", "memory.swap.max", "max"))
-    elif swap is not None:
-        if limit is None or limit < 0:
-            raise memory.wrong("swap", "a swap limit needs a memory limit")
-        writes.append(Write("memory", "memory.swap.max", str(swap - limit), "ignore" if swap == limit else "skip"))
-    reservation = memory.integer("reservation")
-    if reservation:
-        writes.append(Write("memory", "memory.low", bounded(reservation)))
-    return writes
-
-
-def memory_limits(memory: Section) -> tuple[int | None, int | None]:
-    """(limit, limit of memory and swap together) in bytes, −1 for none, None for not set."""
-    limit = memory.integer("limit") or None
-    swap = memory.integer("swap") or None
-    if limit is not None and 0 < limit < PAGE:
-        raise memory.wrong("limit", f"{limit} bytes are less than a page ({PAGE})")
-    if swap is not None and limit is not None and 0 < swap < limit:
-        raise memory.wrong("swap", f"{swap} is less than the memory limit {limit}, which it includes")
-    if swap is not None and swap > 0 and limit == -1:
-        raise memory.wrong("swap", f"{swap} is less than no memory limit")
-    return limit, swap
-
-
-def cpu_v1(whole: Section) -> list[Write]:
-    """The period before the quota, which the kernel compares with it."""
-    cpu = present(whole, "cpu")
-    shares, quota, period = cpu.integer("shares", 0), cpu.integer("quota"), cpu.integer("period", 0)
-    writes = []
-    if shares:
-        writes.append(Write("cpu", "cpu.shares", str(shares)))
-    if period:
-        writes.append(Write("cpu", "cpu.cfs_period_us", str(period)))
-    if quota:
-        writes.append(Write("cpu", "cpu.cfs_quota_us", str(quota)))
-    return writes + cpu_extras(cpu, "cpu.cfs_burst_us")
-
-
-def cpu_v2(whole: Section) -> list[Write]:
-    """Shares become a weight; quota and period are one file."""
-    cpu = present(whole, "cpu")
-    shares, quota, period = cpu.integer("shares", 0), cpu.integer("quota"), cpu.integer("period", 0)
-    writes = []
-    if shares:
-        writes.append(Write("cpu", "cpu.weight", str(weight(shares))))
-    if quota or period:
-        allowed = str(quota) if quota and quota > 0 else "max"
-        writes.append(Write("cpu", "cpu.max", f"{allowed} {period}" if period else allowed))
-    return writes + cpu_extras(cpu, "cpu.max.burst")
-
-
-def cpu_extras(cpu: Section, burst_file: str) -> list[Write]:
-    """Burst and idle, which are alike in both versions."""
-    burst, idle = cpu.integer("burst", 0), cpu.integer("idle", 0, 1)
-    writes = []
-    if burst is not None:
-        writes.append(Write("cpu", burst_file, str(burst)))
-    if idle is not None:
-        writes.append(Write("cpu", "cpu.idle", str(idle)))
-    return writes
-
-
-def weight(shares: int) -> int:
-    """v2's cpu.weight (1–10000) for v1's shares (2–262144), so that 1024 shares are the default weight of 100.
-
-    The curve goes through the least, the default and the greatest of both scales. runc (1.3.2), crun (1.23) and the
-    kubelet use it; the straight line that was used before gave 39 for 1024.
-    """
-    if shares <= 2:
-        return 1
-    if shares >= 262144:
-        return 10000
-    logarithm = math.log2(shares)
-    return math.ceil(math.pow(10, (logarithm * logarithm + 125 * logarithm) / 612 - 7 / 34))
-
-
-def cpuset(whole: Section) -> list[Write]:
-    """CPUs and memory nodes, as the kernel's lists ("0-2,7"); both versions name the files alike."""
-    cpu = present(whole, "cpu")
-    writes = []
-    for key in ("cpus", "mems"):
-        value = cpu.text(key)
-        if value:
-            writes.append(Write("cpuset", f"cpuset.{key}", value))
-    return writes
+def pure(versions: Mapping[str, int]) -> bool:
+    """Whether there is v2 alone."""
+    return set(versions.values()) == {2}
 
 
 def pids(whole: Section) -> list[Write]:
@@ -212,39 +104,69 @@ def hugetlb(version: int) -> Callable[[Section], list[Write]]:
     return writes
 
 
-def unified_writes(unified: Section | None) -> list[Write]:
-    """v2 files by name. Those that move processes or change what the tree is are refused."""
-    writes: list[Write] = []
-    if unified is None:
-        return writes
-    for key, value in unified.texts().items():
-        controller, dot, _ = key.partition(".")
-        if not dot or "/" in key or key in FORBIDDEN_UNIFIED:
-            raise unified.wrong(key, "is not the name of a limit in a v2 control group")
-        writes.append(Write(controller, key, value, "refuse"))
+def rdma(whole: Section) -> list[Write]:
+    """By device; both versions name the file alike."""
+    writes = []
+    for device, item in present(whole, "rdma").members().items():
+        if not device or device.split() != [device]:
+            raise item.wrong("", f"{device!r} is no name of a device")
+        handles, objects = item.integer("hcaHandles", 0, WORD), item.integer("hcaObjects", 0, WORD)
+        words = [f"hca_handle={handles}"] if handles is not None else []
+        words += [f"hca_object={objects}"] if objects is not None else []
+        if not words:
+            raise item.wrong("hcaHandles", "there is neither hcaHandles nor hcaObjects")
+        writes.append(Write("rdma", "rdma.max", " ".join([device, *words])))
     return writes
 
 
-def present(whole: Section, key: str) -> Section:
-    """A member that is known to be there."""
-    section = whole.section(key)
-    if section is None:
-        raise whole.wrong(key, "is absent")
-    return section
+def net_cls(whole: Section) -> list[Write]:
+    """The class of packets (v1 alone)."""
+    number = present(whole, "network").integer("classID", 0, WORD)
+    return [Write("net_cls", "net_cls.classid", str(number))] if number is not None else []
 
 
-def bounded(value: int) -> str:
-    """A limit as v2 writes it."""
-    return "max" if value < 0 else str(value)
+def net_prio(whole: Section) -> list[Write]:
+    """Priorities by interface (v1 alone)."""
+    writes = []
+    for item in present(whole, "network").sections("priorities"):
+        name = item.text("name")
+        if name.split() != [name]:
+            raise item.wrong("name", f"{name!r} is no name of an interface")
+        writes.append(Write("net_prio", "net_prio.ifpriomap", f"{name} {item.required('priority', 0, WORD)}"))
+    return writes
 
 
-Domain = tuple[str, str, Callable[[Section], list[Write]], Callable[[Section], list[Write]]]
+def unified_writes(unified: Section | None, versions: Mapping[str, int]) -> list[Write]:
+    """v2 files by name, a write for each line. Those that move processes or change what the tree is are refused.
 
-DOMAINS: tuple[Domain, ...] = (
-    ("memory", "memory", memory_v1, memory_v2),
-    ("cpu", "cpu", cpu_v1, cpu_v2),
-    ("cpu", "cpuset", cpuset, cpuset),
-    ("pids", "pids", pids, pids),
-    ("hugepageLimits", "hugetlb", hugetlb(1), hugetlb(2)),
+    Raises FailedPrecondition for a controller that v2 does not have here, as the specification asks.
+    """
+    writes: list[Write] = []
+    if unified is None:
+        return writes
+    for key, value in unified.paragraphs().items():
+        controller, dot, file = key.partition(".")
+        if not controller or not dot or not file or "/" in key or key in FORBIDDEN_UNIFIED:
+            raise unified.wrong(key, "is not the name of a limit in a v2 control group")
+        if versions.get(controller) != 2:
+            cause = f"there is no controller {controller} of version 2 on this node"
+            raise FailedPrecondition(f"apply {unified.path}.{key}", cause=cause)
+        lines = [line for line in value.splitlines() if line.strip()] or [value]
+        writes += [Write(controller, key, line, "refuse") for line in lines]
+    return writes
+
+
+Make = Callable[[Section], list[Write]]
+
+DOMAINS: tuple[tuple[str, dict[int, tuple[str, Make]]], ...] = (
+    ("memory", {1: ("memory", memory_v1), 2: ("memory", memory_v2)}),
+    ("cpu", {1: ("cpu", cpu_v1), 2: ("cpu", cpu_v2)}),
+    ("cpu", {1: ("cpuset", cpuset), 2: ("cpuset", cpuset)}),
+    ("blockIO", {1: ("blkio", blkio), 2: ("io", io)}),
+    ("pids", {1: ("pids", pids), 2: ("pids", pids)}),
+    ("hugepageLimits", {1: ("hugetlb", hugetlb(1)), 2: ("hugetlb", hugetlb(2))}),
+    ("rdma", {1: ("rdma", rdma), 2: ("rdma", rdma)}),
+    ("network", {1: ("net_cls", net_cls)}),
+    ("network", {1: ("net_prio", net_prio)}),
 )
-"""(member of linux.resources, its controller, writes for v1, writes for v2)."""
+"""(member of linux.resources, {version: (controller, what makes its writes)})."""

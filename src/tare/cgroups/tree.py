@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 
 from tare.cgroups.layout import V2_CONTROLLERS, Hierarchy
 
@@ -102,6 +103,18 @@ class Tree:
         except OSError as error:
             error.filename = self.absolute(name)
             raise
+
+    def own(self, path: str, files: Iterable[str], uid: int) -> None:
+        """Make a user the owner of a group's directory and of those of the files that it has."""
+        for name in (path, *(f"{path}/{file}" for file in files if "/" not in file)):
+            try:
+                os.chown(name, uid, -1, dir_fd=self._root, follow_symlinks=False)
+            except FileNotFoundError:
+                if name == path:
+                    raise
+            except OSError as error:
+                error.filename = self.absolute(name)
+                raise
 
     def enable(self, path: str) -> frozenset[str]:
         """Let groups below `path` have controllers (v2): all that there are, or those that its ancestors can give. What its children have."""
