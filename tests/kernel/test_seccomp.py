@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tare.runtime.seccomp_compile import SeccompCompiler
-from tare.runtime.seccomp_profile import default_profile
+from tare.runtime.seccomp_profile import SAFE, default_profile
 from tare.runtime.spec_process import DEFAULT_CAPABILITIES
 
 pytestmark = pytest.mark.root
@@ -55,7 +55,9 @@ CALLS = {
     "a vsock socket": ((41, 40, 1, 0), errno.EAFNOSUPPORT),
     "a vsock socket with a bit above": ((41, 1 << 32 | 40, 1, 0), errno.EAFNOSUPPORT),
     "the current personality": ((135, 0xFFFFFFFF), 0),
-    "a personality without randomisation": ((135, 0x0040000), errno.ENOSYS),
+    "a personality without randomisation": ((135, 0x0040000), errno.EPERM),
+    "mseal": ((462, 0, 0, 0), 0),
+    "statmount, which takes CAP_SYS_ADMIN": ((457, 0, 0, 0, 0), errno.EPERM),
 }
 
 
@@ -123,3 +125,123 @@ def test_killing(tmp_path: Path) -> None:
         "pid = os.fork()\nif not pid: os.sync(); os._exit(0)\nprint(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
     )
     assert run(tmp_path, profile, code) == "-31\n"
+
+
+ACTED = """
+import signal
+def child(number):
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGSYS, lambda *_: os._exit(77))
+        os._exit(100 + call(number, 0, 0, 0))
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+print([child(number) for number in (162, 462)])
+"""
+
+
+@X86
+@pytest.mark.parametrize(
+    ("action", "value", "expected"),
+    [
+        ("ALLOW", None, 100),
+        ("LOG", None, 100),
+        ("ERRNO", None, 100 + errno.EPERM),
+        ("ERRNO", 5, 105),
+        ("TRACE", 7, 100 + errno.ENOSYS),
+        ("TRAP", None, 77),
+        ("KILL", None, -31),
+        ("KILL_THREAD", None, -31),
+        ("KILL_PROCESS", None, -31),
+    ],
+)
+def test_every_action_for_old_calls_and_for_those_that_libseccomp_does_not_know(
+    tmp_path: Path, action: str, value: int | None, expected: int
+) -> None:
+    """sync(2) and mseal(2), neither of which fails without a filter. Nobody traces."""
+    default = "SCMP_ACT_LOG" if action == "ALLOW" else "SCMP_ACT_ALLOW"
+    rule = {"names": ["sync", "mseal"], "action": f"SCMP_ACT_{action}", "errnoRet": value}
+    assert run(tmp_path, {"defaultAction": default, "syscalls": [rule]}, ACTED) == f"[{expected}, {expected}]\n"
+
+
+@X86
+@pytest.mark.parametrize(
+    ("default", "expected"),
+    [("SCMP_ACT_ERRNO", [0, 1, 38]), ("SCMP_ACT_TRAP", [0, 77, 38]), ("SCMP_ACT_KILL_PROCESS", [0, -31, 38])],
+)
+def test_calls_newer_than_a_list_of_what_is_allowed_are_not_there(
+    tmp_path: Path, default: str, expected: list[int]
+) -> None:
+    """Of getpid, sync, and a call of the future; names that nobody knows are passed over."""
+    names = {*SAFE, "clone", "no_such_call"} - {"sync"}
+    profile = {"defaultAction": default, "syscalls": [{"names": sorted(names), "action": "SCMP_ACT_ALLOW"}]}
+    code = """
+import signal
+def child(number):
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGSYS, lambda *_: os._exit(77))
+        os._exit(call(number))
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+print([child(number) for number in (39, 162, 500)])
+"""
+    assert run(tmp_path, profile, code) == f"{expected}\n"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["SECCOMP_FILTER_FLAG_LOG"],
+        ["SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC"],
+        ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"],
+    ],
+)
+def test_flags_are_taken_by_the_kernel(tmp_path: Path, flags: list[str]) -> None:
+    rule = {"names": ["sync"], "action": "SCMP_ACT_ERRNO"}
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "flags": flags, "syscalls": [rule]}
+    code = "linux.libc.sync()\nprint('loaded')"
+    assert run(tmp_path, profile, code) == "loaded\n"
+
+
+LISTEN = """
+import array, fcntl, socket, struct
+ours, theirs = socket.socketpair()
+pid = os.fork()
+if pid == 0:
+    code = ctypes.create_string_buffer(open(sys.argv[1], "rb").read())
+    fprog = linux.SockFprog((len(code) - 1) // 8, ctypes.addressof(code))
+    long = ctypes.c_long
+    fd = linux.syscall(long(317), long(1), long(int(sys.argv[2])), ctypes.byref(fprog))
+    theirs.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
+    os._exit(call(462, 5))
+_, control, _, _ = ours.recvmsg(1, 64)
+listener = struct.unpack("i", control[0][2][:4])[0]
+request = bytearray(80)
+fcntl.ioctl(listener, 0xC0502100, request)
+number, (caller, *_) = struct.unpack_from("<i", request, 16)[0], struct.unpack_from("<6Q", request, 32)
+print(number, caller)
+fcntl.ioctl(listener, 0xC0182101, struct.pack("<QqiI", struct.unpack_from("<Q", request)[0], 0, -9, 0))
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@X86
+@pytest.mark.parametrize("flags", [None, ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]])
+def test_a_listener_answers(tmp_path: Path, flags: list[str] | None) -> None:
+    """mseal(5) is seen by the parent, who has it fail with EBADF."""
+    rule = {"names": ["mseal", "mkdir"], "action": "SCMP_ACT_NOTIFY"}
+    profile = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "listenerPath": "/run/agent",
+        "flags": flags,
+        "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [rule],
+    }
+    filtered = asyncio.run(SeccompCompiler(tmp_path).compile(profile))
+    file = tmp_path / "program"
+    file.write_bytes(filtered.program)
+    script = "import ctypes, os, sys\nfrom tare.launch import linux\n" + SCRIPT.partition("def call")[1]
+    script += SCRIPT.partition("def call")[2] + LISTEN
+    command = [sys.executable, "-c", script, str(file), str(filtered.flags)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == f"462 5\n{errno.EBADF}\n", done.stderr

@@ -84,7 +84,7 @@ def test_the_default_profile_fits_the_kernel(tmp_path: Path) -> None:
 
 def test_what_the_library_does_not_know_is_left_to_the_default(tmp_path: Path) -> None:
     more = {"names": ["no_such_call"], "action": "SCMP_ACT_KILL_PROCESS"}
-    architectures = ["SCMP_ARCH_S390X", "SCMP_ARCH_NOPE"]
+    architectures = ["SCMP_ARCH_S390X", "SCMP_ARCH_MIPSEL64N32"]
     odd = {**SMALL, "syscalls": [NO_MKDIR, more, NO_MKDIR], "architectures": architectures}
     assert compiled(tmp_path, odd) == compiled(tmp_path, SMALL)
 
@@ -100,7 +100,7 @@ def test_flags() -> None:
 def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="defaultAction"):
         compiled(tmp_path, {})
-    with pytest.raises(FailedPrecondition, match="SCMP_ACT_NOTIFY is not supported"):
+    with pytest.raises(InvalidArgument, match="SCMP_ACT_NOTIFY"):
         compiled(tmp_path, {"defaultAction": "SCMP_ACT_NOTIFY"})
 
 

@@ -79,7 +79,8 @@ def test_no_call_has_two_unconditional_rules() -> None:
 
 def test_architectures() -> None:
     assert default_profile((), "aarch64")["architectures"] == ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]
-    assert default_profile((), "s390x")["architectures"] == []
+    assert default_profile((), "s390x")["architectures"] == ["SCMP_ARCH_S390X", "SCMP_ARCH_S390"]
+    assert default_profile((), "vax")["architectures"] == []
 
 
 def test_the_default_is_a_profile() -> None:

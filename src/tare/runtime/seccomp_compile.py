@@ -1,5 +1,7 @@
 """Seccomp profiles compiled to BPF by libseccomp.so.2, once for each content.
 
+What libseccomp does not know, and what the profile is too old for, is `seccomp_newer`'s.
+
     <root>/seccomp/<key>.bpf    32 bytes of SHA-256 over the rest, then the program (struct sock_filter, 8 bytes each)
 
 The key is a hash of the profile, the machine and the library's version. A file is written beside its place and renamed;
@@ -21,11 +23,12 @@ from typing import Any
 
 from tare.errors import FailedPrecondition, InternalError, InvalidArgument, describe
 from tare.handlers.compile import Filter
-from tare.runtime.seccomp_profile import ARCHITECTURES, check_profile
+from tare.runtime.seccomp_newer import NOT_THERE, Table, number_of, prologue
+from tare.runtime.seccomp_profile import ARCHITECTURES, check_profile, notifies
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 REMEMBERED = 64
 DIGEST = 32
 MOST_INSTRUCTIONS = 4096
@@ -36,6 +39,7 @@ ACTIONS = {
     "SCMP_ACT_KILL_PROCESS": 0x80000000,
     "SCMP_ACT_TRAP": 0x00030000,
     "SCMP_ACT_ERRNO": 0x00050000,
+    "SCMP_ACT_NOTIFY": 0x7FC00000,
     "SCMP_ACT_TRACE": 0x7FF00000,
     "SCMP_ACT_LOG": 0x7FFC0000,
     "SCMP_ACT_ALLOW": 0x7FFF0000,
@@ -47,6 +51,8 @@ FLAGS = {
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": 32,
 }
+NEW_LISTENER, WAIT_KILLABLE_RECV = 8, 32
+PASSING = ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE")
 ATTRIBUTE_OPTIMIZE, BINARY_TREE = 8, 2
 EPERM, EEXIST = 1, 17
 UNKNOWN_CALL = -1
@@ -153,7 +159,9 @@ def load_library() -> ctypes.CDLL:
     library.seccomp_arch_resolve_name.restype = word
     library.seccomp_arch_resolve_name.argtypes = [ctypes.c_char_p]
     library.seccomp_arch_add.argtypes = [context, word]
+    library.seccomp_arch_native.restype, library.seccomp_arch_native.argtypes = word, []
     library.seccomp_syscall_resolve_name.argtypes = [ctypes.c_char_p]
+    library.seccomp_syscall_resolve_name_arch.argtypes = [word, ctypes.c_char_p]
     library.seccomp_rule_add_array.argtypes = [context, word, number, ctypes.c_uint, ctypes.POINTER(Comparison)]
     library.seccomp_export_bpf.argtypes = [context, number]
     library.seccomp_version.restype = ctypes.POINTER(ctypes.c_uint)
@@ -175,32 +183,59 @@ def compile_profile(library: ctypes.CDLL, profile: Mapping[str, Any]) -> bytes:
     try:
         # Older libraries have no binary tree: then the program is a list, and slower.
         library.seccomp_attr_set(context, ATTRIBUTE_OPTIMIZE, BINARY_TREE)
-        add_architectures(library, context, profile.get("architectures") or ())
+        tokens = add_architectures(library, context, profile.get("architectures") or ())
         for item in profile.get("syscalls") or ():
             answer = action(item["action"], item.get("errnoRet"))
             if answer != default:
                 add_rules(library, context, answer, item)
-        return export(library, context)
+        passing = profile["defaultAction"] in PASSING
+        first = prologue(
+            [table(library, token, profile, default, passing=passing) for token in tokens],
+            absent=not passing and default != NOT_THERE,
+        )
+        return checked(first + export(library, context))
     finally:
         library.seccomp_release(context)
 
 
 def action(name: str, value: int | None) -> int:
     """libseccomp's number for an action; `value` is errno or what a tracer is told (EPERM if absent)."""
-    if name not in ACTIONS:
-        raise FailedPrecondition("compile a seccomp profile", cause=f"{name} is not supported")
     carries = name in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE")
     return ACTIONS[name] | ((EPERM if value is None else value) & 0xFFFF if carries else 0)
 
 
-def add_architectures(library: ctypes.CDLL, context: int, names: Any) -> None:
-    """The others that this machine can run; its own is always there, and what cannot run here needs no filter."""
+def add_architectures(library: ctypes.CDLL, context: int, names: Any) -> list[int]:
+    """The others that this machine can run; its own is always there, and what cannot run here needs no filter. All tokens."""
+    tokens = [library.seccomp_arch_native()]
     possible = ARCHITECTURES.get(os.uname().machine, ())
     for name in names:
         if name not in possible:
             continue
         token = library.seccomp_arch_resolve_name(name.removeprefix("SCMP_ARCH_").lower().encode())
         check(library.seccomp_arch_add(context, token), f"add architecture {name}")
+        if token not in tokens:
+            tokens.append(token)
+    return tokens
+
+
+def table(library: ctypes.CDLL, token: int, profile: Mapping[str, Any], default: int, *, passing: bool) -> Table:
+    """The numbers that a profile's calls have in one architecture, and the actions of those that libseccomp has no name for.
+
+    It cannot be given conditions for these: such a call is not there where the default lets calls pass, and else has the default action.
+    """
+    found = Table(token=token)
+    for item in profile.get("syscalls") or ():
+        answer = action(item["action"], item.get("errnoRet"))
+        for name in item["names"]:
+            number = library.seccomp_syscall_resolve_name_arch(token, name.encode())
+            newer = number_of(name, token) if number == UNKNOWN_CALL else None
+            if newer is not None and not item.get("args"):
+                found.actions.setdefault(newer, answer)
+            elif newer is not None and passing:
+                found.actions.setdefault(newer, NOT_THERE)
+            found.name(number & 0xFFFFFFFF if newer is None and number >= 0 else -1 if newer is None else newer)
+    found.actions = {number: answer for number, answer in found.actions.items() if answer != default}
+    return found
 
 
 def add_rules(library: ctypes.CDLL, context: int, answer: int, item: Mapping[str, Any]) -> None:
@@ -238,6 +273,11 @@ def export(library: ctypes.CDLL, context: int) -> bytes:
         program = os.pread(fd, os.fstat(fd).st_size, 0)
     finally:
         os.close(fd)
+    return program
+
+
+def checked(program: bytes) -> bytes:
+    """The program, which the kernel must take."""
     if len(program) // 8 > MOST_INSTRUCTIONS:
         cause = f"it comes to {len(program) // 8} instructions, the kernel takes {MOST_INSTRUCTIONS}"
         raise InvalidArgument("compile a seccomp profile", cause=cause)
@@ -245,16 +285,18 @@ def export(library: ctypes.CDLL, context: int) -> bytes:
 
 
 def filter_flags(profile: Mapping[str, Any]) -> int:
-    """SECCOMP_FILTER_FLAG_ bits. Where the profile names none, no speculation mitigations are forced on the container, as in runc."""
+    """SECCOMP_FILTER_FLAG_ bits. Where the profile names none, no speculation mitigations are forced on the container, as in runc.
+
+    With NEW_LISTENER, which a profile with SCMP_ACT_NOTIFY comes to, seccomp(2) returns the listener. Without it there is nobody whose
+    answer could be waited for, and the kernel refuses to be told how.
+    """
     names = profile.get("flags")
-    if names is None:
-        return FLAGS["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]
-    bits = 0
-    for name in names:
+    bits = FLAGS["SECCOMP_FILTER_FLAG_SPEC_ALLOW"] if names is None else 0
+    for name in names or ():
         if name not in FLAGS:
             raise InvalidArgument("compile a seccomp profile", cause=f"flag {name!r} is not supported")
         bits |= FLAGS[name]
-    return bits
+    return bits | NEW_LISTENER if notifies(profile) else bits & ~WAIT_KILLABLE_RECV
 
 
 def check(result: int, doing: str) -> None:

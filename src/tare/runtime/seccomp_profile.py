@@ -32,7 +32,22 @@ OPERATORS = frozenset(f"SCMP_CMP_{name}" for name in ("NE", "LT", "LE", "EQ", "G
 ARCHITECTURES = {
     "x86_64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"),
     "aarch64": ("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"),
+    "riscv64": ("SCMP_ARCH_RISCV64",),
+    "loongarch64": ("SCMP_ARCH_LOONGARCH64",),
+    "ppc64le": ("SCMP_ARCH_PPC64LE",),
+    "s390x": ("SCMP_ARCH_S390X", "SCMP_ARCH_S390"),
 }
+"""By what uname says, the first of them its own."""
+
+KNOWN_ARCHITECTURES = frozenset(
+    f"SCMP_ARCH_{name}"
+    for name in (
+        "X86", "X86_64", "X32", "ARM", "AARCH64", "MIPS", "MIPS64", "MIPS64N32", "MIPSEL", "MIPSEL64", "MIPSEL64N32", "PPC", "PPC64",
+        "PPC64LE", "S390", "S390X", "PARISC", "PARISC64", "RISCV64", "LOONGARCH64", "M68K", "SH", "SHEB",
+    )
+)  # fmt: skip
+CARRYING = ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE")
+NOTIFY = "SCMP_ACT_NOTIFY"
 
 FILES = """
     access arm_fadvise64_64 arm_sync_file_range cachestat chdir chmod chown chown32 close close_range copy_file_range
@@ -122,6 +137,9 @@ NEW_NAMESPACES = (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x
 PERSONALITIES = (0x0, 0x0008, 0x20000, 0x20008, 0xFFFFFFFF)
 """PER_LINUX, PER_LINUX32, each with UNAME26, and the value that asks for the current one. Others turn protections off."""
 
+ALLOWED_PERSONALITY_BITS = 0x20008
+PERSONALITY_BITS = 28
+
 ADDRESS_FAMILIES = 46
 AF_VSOCK = 40
 
@@ -138,7 +156,7 @@ def default_profile(granted: Collection[str], machine: str | None = None) -> Pro
     rules = [rule(sorted({*SAFE, *extra})), rule(sorted((guarded - extra - apart) | set(NEVER.split())), errno.EPERM)]
     if "clone" not in extra:
         rules += clone_rules()
-    rules += [rule(["personality"], args=[argument(0, "EQ", value)]) for value in PERSONALITIES]
+    rules += personality_rules()
     rules += socket_rules()
     return {
         "defaultAction": ERRNO,
@@ -170,6 +188,20 @@ def clone_rules() -> list[dict[str, Any]]:
         rule(["clone"], args=[argument(0, "MASKED_EQ", every, 0)]),
         *(rule(["clone"], errno.EPERM, [argument(0, "MASKED_EQ", flag, flag)]) for flag in NEW_NAMESPACES),
         rule(["clone3"], errno.ENOSYS),
+    ]
+
+
+def personality_rules() -> list[dict[str, Any]]:
+    """Those that do no harm, and EPERM for the others: a bit is set that they do not have, and not all bits.
+
+    A filter cannot say "none of these", only what is one: for each bit, that it is set while the highest, which only
+    the question for the current personality has, is not.
+    """
+    highest = 1 << 31
+    bits = [1 << number for number in range(PERSONALITY_BITS) if not ALLOWED_PERSONALITY_BITS >> number & 1]
+    return [
+        *(rule(["personality"], args=[argument(0, "EQ", value)]) for value in PERSONALITIES),
+        *(rule(["personality"], errno.EPERM, [argument(0, "MASKED_EQ", highest | bit, bit)]) for bit in bits),
     ]
 
 
@@ -222,22 +254,58 @@ def parse_profile(name: str, text: bytes) -> Profile:
     return checked
 
 
+def notifies(profile: Mapping[str, Any]) -> bool:
+    """Whether some call is to be answered by a listener."""
+    return any(item["action"] == NOTIFY for item in profile.get("syscalls") or ())
+
+
+def listener(profile: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(path of the listener's socket, what it is told besides) of a checked profile; None where no call is for a listener."""
+    if not notifies(profile):
+        return None
+    return profile["listenerPath"], profile.get("listenerMetadata") or ""
+
+
 def check_profile(name: str, value: object) -> None:
-    """Raise InvalidArgument for what is no OCI seccomp object."""
+    """Raise InvalidArgument for what is no OCI seccomp object, or one that could not be kept to."""
     profile = mapping(name, "seccomp", value)
     member(name, "defaultAction", profile.get("defaultAction"), ACTIONS)
-    number(name, "defaultErrnoRet", profile.get("defaultErrnoRet"), 4095)
-    for key in ("architectures", "flags"):
-        if profile.get(key) is not None:
-            strings(name, key, profile[key])
+    check_errno(name, profile, "defaultAction", "defaultErrnoRet", "")
+    for index, item in enumerate(strings(name, "architectures", profile.get("architectures") or [])):
+        member(name, f"architectures[{index}]", item, KNOWN_ARCHITECTURES)
+    strings(name, "flags", profile.get("flags") or [])
     for index, item in enumerate(sequence(name, "syscalls", profile.get("syscalls"))):
         path = f"syscalls[{index}]"
         entry = mapping(name, path, item)
         if not strings(name, f"{path}.names", entry.get("names")):
             raise wrong(name, f"{path}.names", "is empty")
         member(name, f"{path}.action", entry.get("action"), ACTIONS)
-        number(name, f"{path}.errnoRet", entry.get("errnoRet"), 4095)
+        check_errno(name, entry, "action", "errnoRet", f"{path}.")
         check_arguments(name, f"{path}.args", entry.get("args"))
+        if entry["action"] == NOTIFY and "write" in entry["names"]:
+            raise wrong(name, f"{path}.action", f"{NOTIFY} for write would stop who has to hand the listener over")
+    check_listener(name, profile)
+
+
+def check_errno(name: str, entry: Mapping[str, Any], action: str, key: str, prefix: str) -> None:
+    """Raise InvalidArgument for a number that is none, or is given to an action that has no use for it, as the specification asks."""
+    number(name, f"{prefix}{key}", entry.get(key), 4095)
+    if entry.get(key) is not None and entry[action] not in CARRYING:
+        raise wrong(name, f"{prefix}{key}", f"is set, and {entry[action]} carries no number")
+
+
+def check_listener(name: str, profile: Mapping[str, Any]) -> None:
+    """Raise InvalidArgument for calls that are for a listener and could not come to one."""
+    path, metadata = profile.get("listenerPath"), profile.get("listenerMetadata")
+    for key, item in (("listenerPath", path), ("listenerMetadata", metadata)):
+        if item is not None and not isinstance(item, str):
+            raise wrong(name, key, "is not a string")
+    if metadata and not path:
+        raise wrong(name, "listenerMetadata", "is set without listenerPath")
+    if profile["defaultAction"] == NOTIFY:
+        raise wrong(name, "defaultAction", f"is {NOTIFY}: the container could not even start")
+    if notifies(profile) and not (path or "").startswith("/"):
+        raise wrong(name, "listenerPath", f"is not an absolute path, and {NOTIFY} needs one")
 
 
 def check_arguments(name: str, path: str, value: object) -> None:
