@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tare.handlers.compile import CAPABILITY_BITS, Filter
+from tare.handlers.capabilities import CAPABILITY_BITS
+from tare.handlers.compile import Filter
 from tare.launch import credentials
 from tests.support.launch import CAPABILITIES, Box, Launch, in_launch, namespaces, python_mounts, status
 

@@ -13,7 +13,8 @@ from tare.errors import AlreadyExists, InvalidArgument
 from tare.handlers.builtin import Process, StartFailed
 from tare.handlers.compile import Filter
 from tests.support import leaks
-from tests.support.launch import Launch, bind, in_launch, mounts_below, namespaces, until
+from tests.support.launch import Launch, bind, in_launch, namespaces, until
+from tests.support.mounts import mounts_below
 
 pytestmark = pytest.mark.root
 
@@ -75,7 +76,7 @@ def test_commands_that_cannot_be_executed(tmp_path: Path) -> None:
             error = await failure(launch, [command], lowers=[image])
             assert (error.step, error.errno) == ("exec", errno), command
             number = launch.boxes
-            assert str(error).startswith(f"start container c{number}: at step exec: {words}"), str(error)
+            assert str(error).startswith(f"start container c{number}: at step exec: {command}: {words}"), str(error)
 
     in_launch(tmp_path, body)
 

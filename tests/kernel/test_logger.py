@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -130,7 +131,11 @@ def test_a_logger_that_waits_costs_nothing(group: Group) -> None:
 def links(pid: int) -> list[str]:
     """What a process's descriptors lead to, without the standard streams."""
     directory = f"/proc/{pid}/fd"
-    return [os.readlink(f"{directory}/{fd}") for fd in os.listdir(directory) if int(fd) > 2]
+    found = []
+    for fd in os.listdir(directory):
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            found += [os.readlink(f"{directory}/{fd}")] if int(fd) > 2 else []
+    return found
 
 
 def switches(pid: int) -> int:

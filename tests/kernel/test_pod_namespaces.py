@@ -13,7 +13,8 @@ from tare.handlers.builtin import Process
 from tare.handlers.channel import Refused
 from tare.launch import linux
 from tests.support import leaks
-from tests.support.launch import Launch, in_launch, line, mount_table, mounts_below, namespaces, status, until
+from tests.support.launch import Launch, in_launch, line, namespaces, status, until
+from tests.support.mounts import mount_table, mounts_below
 
 pytestmark = pytest.mark.root
 

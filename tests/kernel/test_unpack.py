@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tare.images import unpack as unpack_module
 from tare.images.inherit import inherit
 from tare.images.layer import LayerError
-from tare.images.unpack import OPEN_DIRECTORIES, Unpacked, unpack
+from tare.images.unpack import OPEN_DIRECTORIES, Limits, Unpacked, unpack
 from tests.support.images import Device, Directory, Fifo, File, Hardlink, Node, Opaque, Symlink, Whiteout, tar_of
 from tests.support.trees import tree_of
 
@@ -310,7 +310,40 @@ def test_chunks_of_any_size(tmp_path: Path, size: int) -> None:
     assert all((tmp_path / "l" / path).read_bytes() == file.data for path, file in tree.items())
 
 
-def test_the_number_of_entries_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpack_module, "MAX_ENTRIES", 3)
-    with pytest.raises(LayerError, match="more than 3 entries"):
-        apply(tmp_path / "l", *((str(n), File(b"")) for n in range(4)))
+def test_the_number_of_entries_and_their_bytes_are_bounded(tmp_path: Path) -> None:
+    archive = tar_of([(str(n), File(data=b"x" * 10)) for n in range(4)])
+    for name, limits, words in (
+        ("l1", Limits(entries=3), "more than 3 entries"),
+        ("l2", Limits(size=39), "more than 39 bytes"),
+    ):
+        (tmp_path / name).mkdir()
+        with pytest.raises(LayerError, match=words):
+            unpack(chunks(archive), tmp_path / name, limits)
+
+
+@pytest.mark.parametrize("options", ["gnu", "0.0", "0.1", "1.0"])
+@pytest.mark.parametrize("pieces", [2, 60])
+def test_sparse_files_have_their_holes(tmp_path: Path, options: str, pieces: int) -> None:
+    source = tmp_path / "source"
+    with source.open("wb") as file:
+        for number in range(pieces):
+            file.seek(number * (1 << 20) + 8192)
+            file.write(b"%d" % number * 3000)
+        file.truncate(4 << 30)
+    how = ["--format=gnu"] if options == "gnu" else ["--format=posix", f"--sparse-version={options}"]
+    (tmp_path / "after").write_text("after")
+    subprocess.run(["tar", "-C", tmp_path, "-cSf", tmp_path / "a.tar", *how, "source", "after"], check=True, timeout=60)
+    layer = tmp_path / "layer"
+    layer.mkdir()
+    unpacked = unpack(chunks((tmp_path / "a.tar").read_bytes()), layer)
+    result = layer / "source"
+    assert result.stat().st_size == 4 << 30
+    assert result.stat().st_blocks * 512 <= unpacked.size < 2 << 20
+    with result.open("rb") as file:
+        for number in range(pieces):
+            file.seek(number * (1 << 20) + 8192)
+            expected = b"%d" % number * 3000
+            assert file.read(len(expected) + 1) == expected + b"\0"
+    assert (layer / "after").read_text() == "after"
+    with pytest.raises(LayerError, match="more than 1000000 bytes"):
+        unpack(chunks((tmp_path / "a.tar").read_bytes()), layer, Limits(size=1_000_000))

@@ -19,22 +19,22 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tare.cgroups.layout import container_mounts
+from tare.cgroups.layout import container_mounts, detect
 from tare.cgroups.manager import Cgroup, CgroupManager
 from tare.config import RuntimeConfig
 from tare.handlers.builtin import BuiltinHandler, Hierarchies, PodNamespaces, Process
 from tare.handlers.compile import Filter
 from tare.handlers.processes import ExitRecord
-from tare.launch import linux
 from tare.storage.overlay import Overlay
 from tests.support import leaks
+from tests.support.mounts import mounts_below
 
 Json = dict[str, Any]
 
@@ -173,7 +173,7 @@ class Launch:
 
     def hierarchies(self) -> Hierarchies:
         """The control groups of this machine as a container sees them."""
-        mounts = container_mounts(CgroupManager().found)
+        mounts = container_mounts(detect())
         first = tuple((mount.name, tuple(mount.options.split(","))) for mount in mounts if mount.kind == "cgroup")
         unified = next((mount.name for mount in mounts if mount.kind == "cgroup2"), "")
         return Hierarchies(v1=first, unified=unified if first else "")
@@ -342,12 +342,12 @@ class Launch:
 
     def pid_of(self, name: str) -> int:
         """The PID of "keeper" or "launcher"; 0 where there is none."""
-        found = [
-            process.pid
-            for process in leaks.processes()
-            if process.name == f"tare-{name}" and str(self.run_directory) in process.command.split(" ")
-        ]
+        found = [process.pid for process in self._ours() if process.name == f"tare-{name}"]
         return found[0] if found else 0
+
+    def _ours(self) -> list[leaks.Process]:
+        """Keeper, launcher and what they have forked that has not become another program."""
+        return [process for process in leaks.processes() if str(self.run_directory) in process.command.split(" ")]
 
     async def kill_ours(self, name: str) -> None:
         """SIGKILL the keeper or the launcher, and wait until it is gone."""
@@ -377,14 +377,15 @@ class Launch:
             await self.handler.connect()
             while not await self.handler.quit():
                 await asyncio.sleep(0.01)
+            while self._ours():  # the last children of the launcher may be on their way out
+                await asyncio.sleep(0.01)
 
     def _force(self) -> list[str]:
         troubles = []
-        for process in leaks.processes():
-            if str(self.run_directory) in process.command.split(" "):
-                troubles.append(f"process {process.pid} {process.name}")
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
+        for process in self._ours():
+            troubles.append(f"process {process.pid} {process.name}")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
         for point in [*mounts_below(self.run_directory), *mounts_below(self.base / "snapshots")]:
             troubles.append(f"mount {point}")
             subprocess.run(["umount", "-l", point], check=True)
@@ -398,12 +399,6 @@ class Launch:
             await self.manager.remove(f"{self.parent}/c{number}")
         await self.manager.remove_parent(self.parent)
         self.manager.close()
-
-
-def mounts_below(directory: Path) -> list[str]:
-    """Mount points below a directory, inner ones first."""
-    points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    return [point for point in reversed(list(points)) if point.startswith(f"{directory}/")]
 
 
 async def ended_by(pid: int, number: int) -> None:
@@ -458,48 +453,6 @@ def status(text: str) -> dict[str, str]:
     """/proc/PID/status as a dictionary."""
     pairs = (entry.partition(":") for entry in text.splitlines())
     return {key: value.strip() for key, _, value in pairs}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountLine:
-    """A line of mountinfo: where, with which flags, of which type, and its propagation fields ("master:7")."""
-
-    point: str
-    flags: frozenset[str]
-    kind: str
-    source: str
-    propagation: tuple[str, ...]
-    super_options: frozenset[str]
-
-
-def mount_table(text: str) -> dict[str, MountLine]:
-    """Mount point → the uppermost mount there, of a /proc/PID/mountinfo (proc(5))."""
-    found = {}
-    for entry in text.splitlines():
-        left, _, right = entry.partition(" - ")
-        fields, (kind, source, options) = left.split(), right.split(" ", 2)
-        found[fields[4]] = MountLine(
-            point=fields[4],
-            flags=frozenset(fields[5].split(",")),
-            kind=kind,
-            source=source,
-            propagation=tuple(fields[6:]),
-            super_options=frozenset(options.split(",")),
-        )
-    return found
-
-
-@contextlib.contextmanager
-def mounted_tmpfs(path: Path, propagation: int = 0) -> Iterator[Path]:
-    """A tmpfs of the test's own at `path`, made a directory; with an MS_ propagation."""
-    path.mkdir()
-    linux.mount(b"tmpfs", bytes(path), b"tmpfs")
-    try:
-        if propagation:
-            linux.mount(None, bytes(path), None, propagation)
-        yield path
-    finally:
-        linux.umount(bytes(path), linux.MNT_DETACH)
 
 
 @asynccontextmanager

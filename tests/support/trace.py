@@ -59,14 +59,15 @@ def parse(text: str) -> dict[int, list[Call]]:
 
 
 class Trace:
-    """strace attached to a process and all that it makes from now on; `output` is a file."""
+    """strace attached to a process and all that it makes from now on; `output` is a file, `options` are strace's."""
 
-    def __init__(self, pid: int, output: Path) -> None:
+    def __init__(self, pid: int, output: Path, *options: str) -> None:
         self.pid = pid
         self.output = output
+        self.options = options
 
     async def __aenter__(self) -> Trace:
-        command = ["strace", "-f", "-q", "-s", "4096", "-o", str(self.output), "-p", str(self.pid)]
+        command = ["strace", "-f", "-q", "-s", "4096", *self.options, "-o", str(self.output), "-p", str(self.pid)]
         self.process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
         while not self.attached():
             if self.process.returncode is not None:

@@ -22,6 +22,7 @@ from tare.errors import DeadlineExceeded, InternalError, InvalidArgument, TareEr
 from tare.handlers import compile as compiler
 from tare.handlers.channel import Channel, Refused, text
 from tare.handlers.interpreter import start_keeper
+from tare.handlers.pins import PIN_FLAGS, find_first, unpin
 from tare.handlers.processes import ExitRecord, Process, Processes
 from tare.launch import linux, packets, plan, wire
 from tare.storage.overlay import Overlay
@@ -33,12 +34,6 @@ CHECK_TIMEOUT = 20.0
 KEEPER_START = 10.0
 KEEPER_RETRY = 1.0
 END_TIMEOUT = 5.0
-PIN_FLAGS = {
-    "net": linux.CLONE_NEWNET,
-    "ipc": linux.CLONE_NEWIPC,
-    "uts": linux.CLONE_NEWUTS,
-    "pid": linux.CLONE_NEWPID,
-}
 ENTER_ALL = (
     linux.CLONE_NEWNS
     | linux.CLONE_NEWPID
@@ -84,6 +79,14 @@ class Hierarchies:
     v1: tuple[tuple[str, tuple[str, ...]], ...] = ()
     unified: str = ""
 
+    def groups(self, cgroup: Cgroup) -> dict[str, str]:
+        """A container's own directory in each hierarchy, by folder; one that is not at its usual path is left out."""
+        if not self.v1:
+            return {}
+        tail = f"{cgroup.path}/cgroup.procs"
+        folders = (join.removesuffix(tail) for join in cgroup.join if join.endswith(tail))
+        return {os.path.basename(folder): folder + cgroup.path for folder in folders}
+
 
 SeccompCompiler = Callable[[Mapping[str, Any]], Awaitable[compiler.Filter]]
 
@@ -110,12 +113,13 @@ class BuiltinHandler:
             self._leaving = False
             for name in ("tasks", "exits", "pods", "containers", "loggers", "rootfs"):
                 (self._run / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-            if await self._greet():
-                return
-            await asyncio.to_thread(start_keeper, self._run)
-            deadline = asyncio.get_running_loop().time() + KEEPER_START
+            clock = asyncio.get_running_loop().time
+            again, deadline = 0.0, clock() + KEEPER_START
             while not await self._greet():
-                if asyncio.get_running_loop().time() > deadline:
+                if clock() > again:  # one that died as it began is not heard of; where one lives, a second ends at once
+                    await asyncio.to_thread(start_keeper, self._run)
+                    again = clock() + KEEPER_RETRY
+                if clock() > deadline:
                     cause = f"it does not listen after {KEEPER_START:g} s"
                     raise Unavailable("start the keeper", cause=cause, hint=f"see {self._run}/launch.log")
                 await asyncio.sleep(0.005)
@@ -194,11 +198,11 @@ class BuiltinHandler:
             self._processes.tell(Process(int(pid), int(start)))
 
     async def _ask(
-        self, kind: int, fields: Sequence[wire.Field], fds: Sequence[int], *, doing: str, timeout: float = SETUP_TIMEOUT
+        self, kind: int, fields: Sequence[wire.Field], fds: Sequence[int], *, doing: str, timeout: float = 0.0
     ) -> tuple[list[wire.Field], list[int]]:
         """A request to the launcher; one that it dies over, or that comes too late, leaves nothing waiting there."""
         try:
-            return await self._launcher.request(kind, fields, fds, doing=doing, timeout=timeout)
+            return await self._launcher.request(kind, fields, fds, doing=doing, timeout=timeout or SETUP_TIMEOUT)
         except (DeadlineExceeded, asyncio.CancelledError):
             if fields and isinstance(fields[0], bytes):
                 await self._abandon(fields[0])
@@ -301,7 +305,7 @@ class BuiltinHandler:
                 self._run_errand(self._end(process))
                 raise Unavailable(f"start container {container_id}", cause=error) from error
             self._processes.forget(process)
-            raise failed(error, f"start container {container_id}") from error
+            raise failed(error, f"start container {container_id}", spec["process"]) from error
         except BaseException:
             self._run_errand(self._end(process))
             raise
@@ -325,6 +329,7 @@ class BuiltinHandler:
             join=joins(cgroup),
             hierarchies=self._hierarchies.v1,
             unified=self._hierarchies.unified,
+            groups=self._hierarchies.groups(cgroup),
         )
         seccomp = spec.get("linux", {}).get("seccomp")
         compiled = compiler.container(spec, overlay, place, await self._seccomp(seccomp) if seccomp else None)
@@ -333,7 +338,7 @@ class BuiltinHandler:
             with opened(cgroup.directory_v2) as fds:
                 answer, received = await self._send_plan(wire.CREATE, fields, compiled.plan, fds, doing)
         except Refused as error:
-            raise failed(error, doing) from error
+            raise failed(error, doing, spec["process"]) from error
         process = Process(int(answer[0]), int(answer[1]))
         self._processes.adopt(process, received[0])
         for warning in answer[2:]:
@@ -377,7 +382,7 @@ class BuiltinHandler:
                 streams = (pidfd, stdin, stdout, stderr, *fds)
                 fields, received = await self._send_plan(wire.EXEC, (exec_id.encode(),), work, streams, doing)
         except Refused as error:
-            raise failed(error, doing) from error
+            raise failed(error, doing, process) from error
         made = Process(int(fields[0]), int(fields[1]))
         self._processes.adopt(made, received[0])
         packets.close_all(received[1:])
@@ -390,7 +395,7 @@ class BuiltinHandler:
         work: plan.Plan,
         fds: Sequence[int],
         doing: str,
-        timeout: float = SETUP_TIMEOUT,
+        timeout: float = 0.0,
     ) -> tuple[list[wire.Field], list[int]]:
         try:
             sealed = plan.seal(work)
@@ -468,9 +473,12 @@ def opened(directory: str | None) -> Iterator[tuple[int, ...]]:
         os.close(fd)
 
 
-def failed(error: Refused, doing: str) -> StartFailed:
-    """What the launcher's child said, as an error of the container's start."""
-    return StartFailed(doing, step=error.step or "setup", cause=error.cause or "", errno=error.errno)
+def failed(error: Refused, doing: str, process: Mapping[str, Any]) -> StartFailed:
+    """What the launcher's child said, as an error of the process's start; where execve failed, with the program's name."""
+    cause = error.cause or ""
+    if error.step == "exec":
+        cause = f"{process['args'][0]}: {cause}"
+    return StartFailed(doing, step=error.step or "setup", cause=cause, errno=error.errno)
 
 
 def advice(step: str, errno: int) -> str | None:
@@ -482,38 +490,3 @@ def advice(step: str, errno: int) -> str | None:
     if step == "exec" and errno == 8:
         return "is the command a program for this machine's architecture, or a script with a #! line?"
     return None
-
-
-def unpin(pin: Path) -> None:
-    """Unmount and remove a pinned namespace's file, if it is there."""
-    if not pin.exists():
-        return
-    while True:
-        try:
-            linux.umount(bytes(pin), linux.MNT_DETACH)
-        except OSError as error:
-            if error.errno != 22:  # not a mount point any more
-                raise
-            break
-    pin.unlink(missing_ok=True)
-
-
-def find_first(pin: Path) -> Process | None:
-    """PID 1 of a pinned PID namespace that nobody wrote down, found by the namespace's inode."""
-    inode = pin.stat().st_ino
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
-            continue
-        try:
-            process = Process(int(entry.name), linux.start_time(int(entry.name)))
-            if (entry / "ns/pid").stat().st_ino == inode and first_of(entry):
-                return process
-        except OSError:
-            continue
-    return None
-
-
-def first_of(entry: Path) -> bool:
-    """Whether a process is PID 1 in its own PID namespace."""
-    lines = (entry / "status").read_text().splitlines()
-    return any(line.startswith("NSpid:") and line.split()[-1] == "1" for line in lines)

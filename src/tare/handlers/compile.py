@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tare.errors import InvalidArgument
-from tare.handlers import options
+from tare.handlers import options, volumes
+from tare.handlers.capabilities import mask
 from tare.handlers.options import encoded
 from tare.launch import linux
 from tare.storage.overlay import Overlay
@@ -34,50 +35,6 @@ CLONE_FLAGS = {
     "ipc": linux.CLONE_NEWIPC,
     "uts": linux.CLONE_NEWUTS,
 }
-CAPABILITIES = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-]
-CAPABILITY_BITS = {f"CAP_{name}": 1 << number for number, name in enumerate(CAPABILITIES)}
 STANDARD_DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
 STANDARD_LINKS = (
     ("/dev/fd", "/proc/self/fd"),
@@ -127,7 +84,8 @@ class Compiled:
 class Place:
     """Where a container's process is made: its FIFOs' directory, the mount point to pivot from, cgroup.procs files, v1 hierarchies.
 
-    `hierarchies` are (folder name, mount options) of each cgroup v1 hierarchy, `unified` is the folder of v2 beside them.
+    `hierarchies` are (folder name, mount options) of each cgroup v1 hierarchy, `unified` is the folder of v2 beside them;
+    `groups` are the container's own directories in them, by folder.
     """
 
     streams: Path
@@ -135,6 +93,7 @@ class Place:
     join: tuple[str, ...] = ()
     hierarchies: tuple[tuple[str, tuple[str, ...]], ...] = ()
     unified: str = ""
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 def container(spec: Spec, overlay: Overlay, place: Place, seccomp: Filter | None) -> Compiled:
@@ -142,7 +101,8 @@ def container(spec: Spec, overlay: Overlay, place: Place, seccomp: Filter | None
     linux_part = spec.get("linux", {})
     process = spec["process"]
     namespaces = namespaces_of(linux_part)
-    mounts = Mounts(spec.get("mounts", ()), place)
+    own_groups = place.groups if namespaces.get("cgroup") == "" else {}
+    mounts = Mounts(spec.get("mounts", ()), place, own_groups)
     steps: list[Step] = [("hide", "hide"), ("umask", "set umask", 0)]
     steps.append(("oom_score", "set oom_score_adj", int(process.get("oomScoreAdj") or 0)))
     steps += [("join_cgroup", f"join cgroup {path}", encoded(path)) for path in place.join]
@@ -153,7 +113,9 @@ def container(spec: Spec, overlay: Overlay, place: Place, seccomp: Filter | None
     if spec.get("hostname") and namespaces.get("uts") == "":
         steps.append(("hostname", "set the host name", encoded(spec["hostname"])))
     steps.append(("isolate", "cut the mount namespace off"))
+    steps += mounts.unions()
     steps += root_file_system(overlay, place)
+    steps += volumes.directories(spec.get("directories") or ())
     steps += mounts.attach()
     steps += devices(linux_part, mounts.fresh_dev)
     steps.append(("session", "make a session"))
@@ -262,7 +224,8 @@ def root_file_system(overlay: Overlay, place: Place) -> list[Step]:
 class Mounts:
     """The `mounts` of a specification, in its order, as steps: first those that open sources, then those that attach."""
 
-    def __init__(self, mounts: Sequence[Spec], place: Place) -> None:
+    def __init__(self, mounts: Sequence[Spec], place: Place, groups: Mapping[str, str]) -> None:
+        self.groups = groups
         self.mounts = [
             (FIRST_FREE + index, normal(mount["destination"]), mount, options.of(mount))
             for index, mount in enumerate(mounts)
@@ -291,6 +254,11 @@ class Mounts:
             steps.append(("propagation", label, slot, propagation, recursive))
         return steps
 
+    def unions(self) -> list[Step]:
+        """Image volumes, in the new mount namespace, while nothing is at the mount point that the root is going to have."""
+        base = bytes(self.place.base)
+        return [step for mount in self.mounts for step in volumes.union(*mount, base)]
+
     def attach(self) -> list[Step]:
         """New file systems, made in the namespaces they belong to, and everything in its place."""
         steps: list[Step] = []
@@ -299,7 +267,7 @@ class Mounts:
             if kind == "cgroup" and not flags.bind:
                 steps += self.cgroup(slot, target, flags)
                 continue
-            if not flags.bind:
+            if not flags.bind and not volumes.layers(mount, flags):
                 steps.append(self.filesystem(slot, target, kind, flags))
             strict = target in STRICT_TARGETS or target in PROC_FILES
             steps.append(("attach", f"mount {target}", slot, encoded(target), strict))
@@ -314,7 +282,10 @@ class Mounts:
         return ("filesystem", f"mount {target}", slot, encoded(kind), attributes, (named(kind), *flags.data))
 
     def cgroup(self, slot: int, target: str, flags: options.Flags) -> list[Step]:
-        """The container's own cgroups: one cgroup2 mount, or a tmpfs with a mount for each v1 hierarchy."""
+        """The container's own cgroups: one cgroup2 mount, or a tmpfs with a mount for each v1 hierarchy.
+
+        Where its cgroup namespace is its own, a bind mount of its group shows the same as a new mount, in a third of the time.
+        """
         label, path = f"mount {target}", encoded(target)
         attach = ("attach", label, slot, path, False)
         if not self.place.hierarchies:
@@ -331,14 +302,22 @@ class Mounts:
             attach,
         ]
         for name, settings in self.place.hierarchies:
-            below = path + b"/" + name.encode()
+            below, part = path + b"/" + name.encode(), f"{label}/{name}"
+            group = self.groups.get(name)
+            if group is not None:
+                steps.append(("bind_group", part, os.fsencode(group), flags.set, below))
+                continue
             data = (named("cgroup"), *(options.pair(setting) for setting in settings))
-            steps.append(("filesystem", f"{label}/{name}", slot, b"cgroup", flags.set, data))
-            steps.append(("attach", f"{label}/{name}", slot, below, False))
+            steps.append(("filesystem", part, slot, b"cgroup", flags.set, data))
+            steps.append(("attach", part, slot, below, False))
         if self.place.unified:
-            below = path + b"/" + self.place.unified.encode()
-            steps.append(("filesystem", f"{label}/unified", slot, b"cgroup2", flags.set, (named("cgroup"),)))
-            steps.append(("attach", f"{label}/unified", slot, below, False))
+            below, part = path + b"/" + self.place.unified.encode(), f"{label}/{self.place.unified}"
+            group = self.groups.get(self.place.unified)
+            if group is not None:
+                steps.append(("bind_group", part, os.fsencode(group), flags.set, below))
+            else:
+                steps.append(("filesystem", part, slot, b"cgroup2", flags.set, (named("cgroup"),)))
+                steps.append(("attach", part, slot, below, False))
         if flags.set & linux.MOUNT_ATTR_RDONLY:
             self.late_readonly.append(path)
         return steps
@@ -447,16 +426,6 @@ def rlimit_number(name: str) -> int:
     if not isinstance(number, int):
         raise InvalidArgument("set resource limits", cause=f"unknown limit {name}")
     return number
-
-
-def mask(names: Sequence[str]) -> int:
-    """A capability mask; names that the kernel may know and this table does not are refused."""
-    bits = 0
-    for name in names:
-        if name not in CAPABILITY_BITS:
-            raise InvalidArgument("set capabilities", cause=f"unknown capability {name}")
-        bits |= CAPABILITY_BITS[name]
-    return bits
 
 
 def signed(limit: int) -> int:

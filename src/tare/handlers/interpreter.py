@@ -32,16 +32,16 @@ def start_keeper(run: Path) -> None:
     real = Path(sys._base_executable if hasattr(sys, "_base_executable") else sys.executable).resolve()  # type: ignore[attr-defined,unused-ignore]
     package = Path(__file__).parents[2]
     command = [str(real), "-I", "-S", "-E", "-B", "-c", BOOT, str(package), str(run)]
-    log = os.open(run / "launch.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
+        log = os.open(run / "launch.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             status = spawn(command, sealed_copy(real), log)
         except PermissionError:  # the sysctl vm.memfd_noexec
             status = spawn(command, overlay_view(real), log)
+        finally:
+            os.close(log)
     except OSError as error:
         raise InternalError("start the keeper", cause=error) from error
-    finally:
-        os.close(log)
     if status:
         raise InternalError("start the keeper", cause=f"it ended with {status}", hint=f"see {run}/launch.log")
 

@@ -163,7 +163,7 @@ class Processes:
 def parse_record(process: Process, text: str) -> ExitRecord:
     """`exited CODE TIME` or `killed SIGNAL TIME`; anything else is an end that nobody knows."""
     words = text.split()
-    if len(words) != 3 or words[0] not in ("exited", "killed"):
+    if len(words) != 3 or words[0] not in ("exited", "killed") or not all(word.isdecimal() for word in words[1:]):
         return ExitRecord(process=process, code=LOST, signal=0, finished_at=time.time_ns(), known=False)
     number, finished_at = int(words[1]), int(words[2])
     if words[0] == "exited":

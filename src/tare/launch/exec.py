@@ -20,7 +20,6 @@ def main(status: socket.socket, outcome: mmap.mmap, plan_fd: int, target: int, s
     try:
         work = plan.read(plan_fd)
         os.close(plan_fd)
-        linux.prctl(linux.PR_SET_DUMPABLE, 0)
         steps.run(Machine(status), steps.resolve(work["before"]))
         linux.setns(target, work["namespaces"], "of the container")
         os.close(target)

@@ -66,9 +66,8 @@ def run(status: socket.socket, outcome: mmap.mmap, work: Plan) -> None:
     program = linux.Exec(work["paths"], work["argv"], work["env"])
     steps.run(machine, first)
     wait_at_gate(status, machine.warnings)
-    linux.close_range(
-        3, flags=linux.CLOSE_RANGE_CLOEXEC
-    )  # now: a filter that the final steps load may not know this call
+    # Now, since a filter that the final steps load may not know this call.
+    linux.close_range(3, flags=linux.CLOSE_RANGE_CLOEXEC)
     steps.run(machine, final)
     outcome[4] = LOADING
     number = machine.program.load() if isinstance(machine.program, linux.SeccompProgram) else 0

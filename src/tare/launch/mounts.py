@@ -71,20 +71,63 @@ def overlay(machine: Machine, slot: int, lowers: tuple[bytes, ...], upper: bytes
 
 def old_overlay(machine: Machine, slot: int, lowers: tuple[bytes, ...], upper: bytes, work: bytes, base: bytes) -> None:
     """The same by mount(2), from the layers' common parent so that a page holds the options: it takes its place at `base` at once."""
+    mount_overlay(lowers, b",upperdir=%b,workdir=%b" % (escaped(upper), escaped(work)), base)
+    machine.root = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def mount_overlay(lowers: tuple[bytes, ...], more: bytes, base: bytes) -> None:
+    """mount(2) of an overlay at `base`; `more` follows the lower directories."""
     here = os.path.commonpath([os.path.dirname(lower) for lower in lowers])
     os.chdir(here)
     short = [escaped(lower.removeprefix(here.rstrip(b"/") + b"/")) for lower in lowers]
-    data = b"lowerdir=%b,upperdir=%b,workdir=%b" % (b":".join(short), escaped(upper), escaped(work))
+    data = b"lowerdir=%b%b" % (b":".join(short), more)
     if len(data) >= MOUNT_DATA:
         raise OSError(E2BIG, f"{len(lowers)} layers are too many for this kernel", "overlay")
     linux.mount(b"overlay", base, b"overlay", 0, data)
     os.chdir(b"/")
-    machine.root = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def escaped(path: bytes) -> bytes:
     """A path as a part of overlayfs's mount data."""
     return path.replace(b"\\", b"\\\\").replace(b":", b"\\:").replace(b",", b"\\,")
+
+
+def union(machine: Machine, slot: int, lowers: tuple[bytes, ...], sub_path: bytes, attrs: int, base: bytes) -> None:
+    """A detached read-only mount of layers (top first), or of what is at a path in them, links followed within.
+
+    Kernels before 6.15 clone nothing out of a detached mount, so for a path the whole takes its place at `base` for a moment.
+    """
+    tree = stacked(lowers, base)
+    if sub_path:
+        whole = tree
+        try:
+            linux.move_mount(whole, linux.AT_FDCWD, base)
+            try:
+                place = linux.openat2(whole, sub_path, os.O_PATH, IN_ROOT)
+                tree = linux.open_tree(place, b"", linux.OPEN_TREE_CLONE | linux.AT_EMPTY_PATH)
+                os.close(place)
+            finally:
+                linux.umount(base, linux.MNT_DETACH)
+        finally:
+            os.close(whole)
+    linux.mount_setattr(tree, b"", linux.AT_EMPTY_PATH, attributes=attrs, propagation=linux.MS_PRIVATE)
+    machine.slots[slot] = tree
+
+
+def stacked(lowers: tuple[bytes, ...], base: bytes) -> int:
+    """A detached overlay without an upper directory; of a single layer, which overlayfs refuses, a bind mount."""
+    if len(lowers) == 1:
+        return linux.open_tree(linux.AT_FDCWD, lowers[0], linux.OPEN_TREE_CLONE)
+    options = [(b"source", b"overlay"), *((b"lowerdir+", lower) for lower in lowers)]
+    try:
+        return new_filesystem(b"overlay", linux.MOUNT_ATTR_RDONLY, tuple(options))
+    except OSError as first:
+        if first.errno not in (EINVAL, ENOSYS, ENAMETOOLONG):
+            raise
+        mount_overlay(lowers, b"", base)
+    tree = linux.open_tree(linux.AT_FDCWD, base, linux.OPEN_TREE_CLONE)
+    linux.umount(base, linux.MNT_DETACH)
+    return tree
 
 
 def bind_root(machine: Machine, slot: int, path: bytes) -> None:
@@ -134,6 +177,8 @@ def attach(machine: Machine, slot: int, target: bytes, strict: bool) -> None:
             status = os.fstat(place)
             if not strict and status.st_dev == machine.proc:
                 raise OSError(EPERM, "leads into /proc")
+            if os.path.samestat(status, os.fstat(machine.root)):
+                raise OSError(EPERM, "leads to the root, which would be hidden")
             if stat.S_ISDIR(status.st_mode) != directory:
                 raise OSError(ENOTDIR, "a directory can be mounted on a directory only, a file on a file")
             linux.move_mount(tree, place)
@@ -146,6 +191,16 @@ def attach(machine: Machine, slot: int, target: bytes, strict: bool) -> None:
         os.close(tree)
     if target == b"/proc":
         machine.proc = device
+
+
+def bind_group(machine: Machine, source: bytes, attrs: int, target: bytes) -> None:
+    """A cgroup of the container's own, bound at a path beneath the root."""
+    tree = linux.open_tree(linux.AT_FDCWD, source, linux.OPEN_TREE_CLONE)
+    linux.mount_setattr(tree, b"", linux.AT_EMPTY_PATH, attributes=attrs, propagation=linux.MS_PRIVATE)
+    place = find(machine.root, target, True)
+    linux.move_mount(tree, place)
+    os.close(place)
+    os.close(tree)
 
 
 def find(root: int, path: bytes, directory: bool, strict: bool = False) -> int:
@@ -213,11 +268,23 @@ def make_one(root: int, above: bytes, name: bytes, directory: bool) -> bytes | N
             make_missing(folder, name, directory)
             return None
         try:
-            return os.readlink(b"", dir_fd=place) if stat.S_ISLNK(os.fstat(place).st_mode) else None
+            if not stat.S_ISLNK(os.fstat(place).st_mode):
+                return None
+            refuse_magic(folder, name)
+            return os.readlink(b"", dir_fd=place)
         finally:
             os.close(place)
     finally:
         os.close(folder)
+
+
+def refuse_magic(folder: int, name: bytes) -> None:
+    """Raise ELOOP for a symbolic link of /proc that is no text but leads elsewhere. Nothing outside of the folder is looked at."""
+    try:
+        os.close(linux.openat2(folder, name, os.O_PATH, linux.RESOLVE_BENEATH | linux.RESOLVE_NO_MAGICLINKS))
+    except OSError as error:
+        if error.errno == ELOOP:
+            raise
 
 
 def make_missing(above: int, name: bytes, directory: bool) -> bool:
@@ -238,13 +305,20 @@ def slot_directory(machine: Machine, slot: int, name: bytes, mode: int) -> None:
     os.mkdir(name, mode, dir_fd=machine.slots[slot])
 
 
+def directory(machine: Machine, path: bytes) -> None:
+    """Something at a path beneath the root: a directory where nothing was."""
+    os.close(find(machine.root, path, True))
+
+
 def device(machine: Machine, path: bytes, mode: int, major: int, minor: int, uid: int, gid: int) -> None:
-    """A device node beneath the root, in the place of nothing."""
+    """A device node beneath the root, where nothing is: a mount of the container's own at its path stays (/dev/urandom on /dev/random)."""
     parent, _, name = path.strip(b"/").rpartition(b"/")
     above = find(machine.root, parent, True)
     try:
         os.mknod(name, mode, os.makedev(major, minor), dir_fd=above)
         os.chown(name, uid, gid, dir_fd=above, follow_symlinks=False)
+    except FileExistsError:
+        return
     finally:
         os.close(above)
 
@@ -366,13 +440,16 @@ OPERATIONS: dict[str, Callable[..., None]] = {
     "filesystem": make_filesystem,
     "overlay": overlay,
     "old_overlay": old_overlay,
+    "union": union,
     "bind_root": bind_root,
     "propagation": propagation,
     "attributes": attributes,
     "isolate": isolate,
     "attach_root": attach_root,
     "attach": attach,
+    "bind_group": bind_group,
     "slot_directory": slot_directory,
+    "directory": directory,
     "device": device,
     "symlink": symlink,
     "open_null": open_null,

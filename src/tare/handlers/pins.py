@@ -1,0 +1,51 @@
+"""Pinned namespaces: files that hold them by a bind mount, without any process. Made by `launch.namespaces`, let go of here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tare.handlers.processes import Process
+from tare.launch import linux
+
+PIN_FLAGS = {
+    "net": linux.CLONE_NEWNET,
+    "ipc": linux.CLONE_NEWIPC,
+    "uts": linux.CLONE_NEWUTS,
+    "pid": linux.CLONE_NEWPID,
+}
+EINVAL = 22
+
+
+def unpin(pin: Path) -> None:
+    """Unmount and remove a pinned namespace's file, if it is there."""
+    if not pin.exists():
+        return
+    while True:
+        try:
+            linux.umount(bytes(pin), linux.MNT_DETACH)
+        except OSError as error:
+            if error.errno != EINVAL:  # not a mount point any more
+                raise
+            break
+    pin.unlink(missing_ok=True)
+
+
+def find_first(pin: Path) -> Process | None:
+    """PID 1 of a pinned PID namespace that nobody wrote down, found by the namespace's inode."""
+    inode = pin.stat().st_ino
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            process = Process(int(entry.name), linux.start_time(int(entry.name)))
+            if (entry / "ns/pid").stat().st_ino == inode and first_of(entry):
+                return process
+        except OSError:
+            continue
+    return None
+
+
+def first_of(entry: Path) -> bool:
+    """Whether a process is PID 1 in its own PID namespace."""
+    lines = (entry / "status").read_text().splitlines()
+    return any(line.startswith("NSpid:") and line.split()[-1] == "1" for line in lines)
