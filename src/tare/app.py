@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tare.api.service import Images
+from tare.api.v1 import tare_pb2
 from tare.cgroups.layout import container_mounts
 from tare.cgroups.manager import CgroupManager
 from tare.config import Config
@@ -29,6 +31,7 @@ from tare.errors import FailedPrecondition, InternalError, TareError, describe
 from tare.handlers.builtin import BuiltinHandler, Hierarchies
 from tare.handlers.logs import Logs
 from tare.images.service import ImageService
+from tare.images.transfers import Transfers
 from tare.network.attach import EmbeddedNetwork
 from tare.runtime import recovery
 from tare.runtime.exits import Watchers
@@ -61,6 +64,7 @@ class Daemon:
     handler: BuiltinHandler
     network: EmbeddedNetwork
     images: ImageService
+    transfers: Transfers
     store: Store
     watchers: Watchers
     runtime: Runtime
@@ -100,6 +104,7 @@ def build(config: Config) -> Daemon:
         handler=handler,
         network=network,
         images=images,
+        transfers=Transfers(images),
         store=store,
         watchers=watchers,
         runtime=Runtime(parts, watchers),
@@ -159,6 +164,8 @@ async def maintain(daemon: Daemon) -> None:
             for path in (daemon.state.path, daemon.boot.path):
                 if log_size(path) > WAL_SIZE:
                     await asyncio.to_thread(checkpoint, path)
+            await daemon.runtime.sweep()
+            await daemon.images.make_room()
             if number % COLLECT_ROUNDS == 0:
                 await daemon.images.collect()
         except Exception as error:  # noqa: BLE001 - a full disk must not end the rounds that may free it
@@ -179,6 +186,7 @@ async def end(daemon: Daemon) -> None:
     if not daemon.store.pod_facts and not daemon.store.container_facts:
         await daemon.handler.quit()
     await daemon.images.close()
+    daemon.transfers.close()
     daemon.handler.close()
     daemon.cgroups.close()
     daemon.state.close()
@@ -223,7 +231,8 @@ async def run(config: Config) -> None:
     maintenance = asyncio.ensure_future(maintain(daemon))
     try:
         await begin(daemon)
-        server = Server(config.socket, daemon.runtime, daemon.images, about(config, daemon))
+        others = [(tare_pb2.DESCRIPTOR.services_by_name["Images"], Images(daemon.images, daemon.transfers))]
+        server = Server(config.socket, daemon.runtime, daemon.images, about(config, daemon), others)
         await server.start()
         log.info("serving on %s", config.socket)
         await stop.wait()

@@ -1,7 +1,8 @@
 """The daemon's settings: what a TOML file may say, with a default for everything.
 
     [daemon]   root, run, socket, log_level
-    [images]   hosts_dir, parallel_layers, progress_timeout, max_manifest_size, keep_blobs
+    [images]   hosts_dir, policy, decryption_keys_dir, auth_file, parallel_layers, progress_timeout, min_rate, range_size,
+               max_manifest_size, max_layer_size, max_layer_entries, disk_reserve, keep_blobs, pinned, gc_high, gc_low, gc_min_age
     [network]  mode, bridge, subnet, mtu
     [runtime]  default_handler, refuse_missing_sources, pods_per_logger, max_log_line, cgroup_root
 
@@ -18,6 +19,8 @@ import msgspec
 
 from tare.errors import InvalidArgument
 
+POLICY = "/etc/tare/policy.toml"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonConfig:
@@ -31,13 +34,33 @@ class DaemonConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagesConfig:
-    """Pulling. Timeouts in seconds; `progress_timeout` ends a blob on which nothing arrives."""
+    """Pulling and keeping. Times in seconds, sizes in bytes, `gc_high` and `gc_low` in percent of the disk.
+
+    `progress_timeout` ends a blob on which nothing arrives, or, over so long, less than `min_rate` bytes a second. Blobs of more than
+    `range_size` are fetched in ranges of that size, several at a time. A layer unpacks to at most `max_layer_size` bytes and
+    `max_layer_entries` entries; a pull that would leave less than `disk_reserve` free is not begun. Images that match one of the
+    globs in `pinned` are never collected; others are, once the disk is `gc_high` full, until it is `gc_low` full, if nobody has used
+    them for `gc_min_age`. `auth_file` is a docker config.json with credentials for pulls that bring none. `policy` is the file that says
+    whose images may be used (at its usual place it may be absent: all may); `decryption_keys_dir` has private keys for encrypted layers.
+    """
 
     hosts_dir: str = "/etc/tare/hosts"
+    policy: str = POLICY
+    decryption_keys_dir: str = "/etc/tare/keys"
+    auth_file: str = ""
     parallel_layers: int = 3
     progress_timeout: float = 60.0
+    min_rate: int = 8 << 10
+    range_size: int = 64 << 20
     max_manifest_size: int = 4 << 20
+    max_layer_size: int = 64 << 30
+    max_layer_entries: int = 2_000_000
+    disk_reserve: int = 64 << 20
     keep_blobs: bool = True
+    pinned: tuple[str, ...] = ()
+    gc_high: float = 85.0
+    gc_low: float = 80.0
+    gc_min_age: float = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

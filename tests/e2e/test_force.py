@@ -16,6 +16,7 @@ from tests.support.images import busybox_image
 from tests.support.registry import Registry
 
 pytestmark = pytest.mark.root
+SECONDS = "98761"  # which no other test sleeps
 
 
 def test_a_broken_daemon_with_a_running_container_leaves_nothing() -> None:
@@ -28,7 +29,7 @@ def test_a_broken_daemon_with_a_running_container_leaves_nothing() -> None:
                 daemon.start()
                 environment = {**os.environ, "TARE_SOCKET": str(daemon.socket), "TARE_LOG_DIR": str(base / "logs")}
                 command = [sys.executable, "-m", "tare.cli.main", "run", "-d", f"{registry.url}/force/busybox:1"]
-                started = subprocess.run([*command, "sleep", "1000"], env=environment, check=True, capture_output=True)
+                started = subprocess.run([*command, "sleep", SECONDS], env=environment, check=True, capture_output=True)
                 container = started.stdout.decode().strip()
                 daemon.kill()
                 (daemon.root / "state.db").write_bytes(b"no database at all" * 1000)
@@ -40,5 +41,5 @@ def test_a_broken_daemon_with_a_running_container_leaves_nothing() -> None:
         assert any(container in trouble for trouble in troubles)
         assert not daemon.base.exists()
         assert mounts_below(base) == []
-        assert not [p for p in leaks.processes() if p.command == "sleep 1000" or str(base) in p.command]
+        assert not [p for p in leaks.processes() if p.command == f"sleep {SECONDS}" or str(base) in p.command]
         assert not [path for path in leaks.cgroups(Path("/sys/fs/cgroup")) if container in path]

@@ -130,6 +130,32 @@ def test_containers_outlive_their_launcher(node: Node) -> None:
     assert node.status(old).exit_code == 5
 
 
+def kill_launcher(node: Node) -> None:
+    """The launcher is gone, and another has taken its place."""
+    file = node.daemon.run / "launcher.pid"
+    before = file.read_text()
+    os.kill(int(before.split()[0]), signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while file.read_text() == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_an_exec_outlives_its_launcher(node: Node) -> None:
+    pod = node.run_pod("exec-launcher")
+    container = node.start(node.create(pod, "main", "sleep", "1000"))
+    client = node.daemon.client
+    command = ["sh", "-c", "touch /there; while [ -e /there ]; do usleep 10000; done; echo end; exit 4"]
+    call = client.runtime.ExecSync.future(pb.ExecSyncRequest(container_id=container, cmd=command))
+    deadline = time.monotonic() + 10
+    while node.exec(container, "test", "-e", "/there").exit_code:
+        assert time.monotonic() < deadline
+    kill_launcher(node)
+    assert node.exec(container, "rm", "/there").exit_code == 0
+    result = call.result(timeout=20)
+    assert (result.stdout, result.exit_code) == (b"end\n", 4)
+
+
 def test_after_a_reboot_nothing_runs_and_everything_says_so(node: Node) -> None:
     pod = node.run_pod("reboot")
     ran = node.start(node.create(pod, "ran", "sleep", "1000"))

@@ -282,23 +282,6 @@ def test_truncated_gzip(registry: Registry, tmp_path: Path) -> None:
     assert "decompress layer (gzip): the data ends in the middle" in str(error)
 
 
-def test_an_artifact_is_no_image(registry: Registry, tmp_path: Path) -> None:
-    layout = hand_made(
-        tmp_path / "layout",
-        b"chart",
-        b"chart",
-        config={"mediaType": "application/vnd.cncf.helm.config.v1+json", **_some_blob(tmp_path)},
-    )
-    registry.upload(layout, "faults/artifact:1")
-    _, error = pull_through(tmp_path, registry, "faults/artifact:1", lambda _: None)
-    assert "it is an OCI artifact (application/vnd.cncf.helm.config.v1+json), not a container image" in str(error)
-
-
-def _some_blob(directory: Path) -> dict[str, object]:
-    blob = Layout(directory / "layout").add(b"{}")
-    return {"digest": blob.digest, "size": len(blob.data)}
-
-
 def test_schema_1(registry: Registry, tmp_path: Path) -> None:
     body = b'{"schemaVersion": 1, "name": "x", "tag": "1", "architecture": "amd64", "fsLayers": [], "history": []}'
     headers = {"Content-Type": "application/vnd.docker.distribution.manifest.v1+prettyjws"}
@@ -369,18 +352,25 @@ def small_disk(directory: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", str(directory)], check=True, timeout=30)
 
 
-@pytest.mark.parametrize("size", ["1m", "5m"])
+@pytest.mark.parametrize(
+    ("size", "reserve", "words"),
+    [
+        ("1m", -1 << 30, "No space left on device"),
+        ("5m", -1 << 30, "No space left on device"),
+        ("3m", 0, "MiB are needed"),
+    ],
+)
 def test_a_full_disk_leaves_nothing(
-    registry: Registry, large: tuple[str, str], layout: Path, tmp_path: Path, size: str
+    registry: Registry, large: tuple[str, str], layout: Path, tmp_path: Path, size: str, reserve: int, words: str
 ) -> None:
     registry.push(layout, "faults/fits:1")
 
     async def main() -> None:
         with small_disk(tmp_path / "disk", size) as disk:
-            async with image_service(disk) as service:
+            async with image_service(disk, disk_reserve=reserve) as service:
                 image = await service.pull(f"{registry.url}/faults/fits:1", None)
                 before = files_of(disk)
-                with pytest.raises(PullError, match=r"No space left on device.*free some space"):
+                with pytest.raises(PullError, match=rf"{words}.*free some space"):
                     await service.pull(f"{registry.url}/{large[0]}", None)
                 assert files_of(disk) == before
                 assert service.list() == [image]

@@ -216,8 +216,8 @@ class MemoryImages:
         found = self.find(reference)
         self.records = [item for item in self.records if item != found]
 
-    def usage(self) -> Usage:
-        return Usage(path="/var/lib/tare", bytes=4096, inodes=3)
+    async def filesystems(self) -> tuple[Usage, Usage]:
+        return tuple(Usage(path="/var/lib/tare", bytes=size, inodes=3) for size in (4096, 8192))  # type: ignore[return-value]
 
 
 def find(records: Mapping[str, R], wanted: str) -> R | None:

@@ -33,7 +33,7 @@ from tare.network.attach import EmbeddedNetwork
 from tare.state.database import Database
 from tests.support import leaks
 
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 CGROUPS = Path("/sys/fs/cgroup")
 

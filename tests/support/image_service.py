@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from tare.config import ImagesConfig
 from tare.images.service import ImageService
@@ -25,14 +26,17 @@ async def image_service(
     keep_blobs: bool = True,
     parallel_layers: int = 3,
     max_manifest_size: int = 4 << 20,
+    **settings: Any,
 ) -> AsyncIterator[ImageService]:
     """A recovered service whose root is `directory`/root and whose hosts.toml files are under `directory`/hosts."""
     database, boot = Database(directory / "state.db"), open_boot(directory / "boot.db")
+    settings.setdefault("disk_reserve", 0)
     config = ImagesConfig(
         hosts_dir=str(directory / "hosts"),
         keep_blobs=keep_blobs,
         parallel_layers=parallel_layers,
         max_manifest_size=max_manifest_size,
+        **settings,
     )
     service = ImageService(database, Operations(boot), directory / "root", config, in_use, patience)
     try:

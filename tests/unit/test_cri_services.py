@@ -259,10 +259,14 @@ def test_images_from_pull_to_remove(tmp_path: Path) -> None:
         assert await listed("") == await listed("busybox:latest") == await listed(image_ref) == [image_ref]
         assert await listed("other") == []
         usage = await client.images.ImageFsInfo(pb.ImageFsInfoRequest())
-        assert usage.image_filesystems == usage.container_filesystems
-        (filesystem,) = usage.image_filesystems
-        assert filesystem.fs_id.mountpoint == "/var/lib/tare"
+        streamed = [
+            image.id async for part in client.images.StreamImages(pb.StreamImagesRequest()) for image in part.images
+        ]
+        assert streamed == [image_ref]
+        (filesystem,), (written,) = usage.image_filesystems, usage.container_filesystems
+        assert filesystem.fs_id.mountpoint == written.fs_id.mountpoint == "/var/lib/tare"
         assert (filesystem.used_bytes.value, filesystem.inodes_used.value) == (4096, 3)
+        assert (written.used_bytes.value, written.inodes_used.value) == (8192, 3)
         for _ in range(2):
             await client.images.RemoveImage(pb.RemoveImageRequest(image=spec))
         assert await listed("") == []
@@ -310,7 +314,7 @@ def test_everything_else_is_unimplemented_by_name(tmp_path: Path) -> None:
     async def scenario(client: Client, runtime: MemoryRuntime, images: MemoryImages) -> None:
         missing = [method for method in METHODS if method.name not in IMPLEMENTED]
         assert len(METHODS) == 43
-        assert len(METHODS) - len(missing) == 21
+        assert len(METHODS) - len(missing) == 22
         for method in missing:
             stub = client.images if method.containing_service.name == "ImageService" else client.runtime
             call = getattr(stub, method.name)(getattr(pb, method.input_type.name)())

@@ -231,7 +231,6 @@ def test_whiteouts_of_nothing(path: bytes) -> None:
 @pytest.mark.parametrize(
     ("fields", "word"),
     [
-        ({"type": b"S"}, "sparse"),
         ({"type": b"V"}, "not supported"),
         ({"type": b"9"}, "not supported"),
         ({"type": b"3", "major": b"7777777", "minor": b"1"}, "device"),
@@ -268,9 +267,18 @@ def test_the_end_and_a_cut() -> None:
         HeaderReader().read(bytes(100))
 
 
-def test_sparse_pax_is_refused() -> None:
-    with pytest.raises(LayerError, match="sparse"):
-        entries(archive(member("x", pax_headers={"GNU.sparse.major": "1"})))
+@pytest.mark.parametrize(
+    ("records", "word"),
+    [
+        ({"major": "2", "realsize": "1"}, "unknown kind"),
+        ({"major": "1", "minor": "0"}, "b'' in a sparse"),
+        ({"size": "1", "map": "0"}, "cut short"),
+        ({"size": "x"}, "b'x' in a sparse"),
+    ],
+)
+def test_sparse_records_that_are_refused(records: dict[str, str], word: str) -> None:
+    with pytest.raises(LayerError, match=word):
+        entries(archive(member("x", pax_headers={f"GNU.sparse.{key}": value for key, value in records.items()})))
 
 
 def test_old_directories_end_in_a_slash() -> None:

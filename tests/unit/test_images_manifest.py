@@ -45,6 +45,28 @@ def test_oci_manifest() -> None:
     assert (parsed.config.size, parsed.layers[0].size, parsed.layers[0].media_type) == (7, 9, OCI_LAYER)
 
 
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({}, "application/vnd.cncf.helm.config.v1+json"),
+        ({"artifactType": "application/vnd.tests.model"}, "application/vnd.tests.model"),
+        ({"layers": []}, "application/vnd.cncf.helm.config.v1+json"),
+    ],
+)
+def test_an_artifact_says_of_what_type(changes: dict[str, object], kind: str) -> None:
+    config = {"mediaType": "application/vnd.cncf.helm.config.v1+json", "digest": DIGEST, "size": 1}
+    blob = {"mediaType": "image/png", "digest": DIGEST, "size": 1, "annotations": {"a": "b"}}
+    parsed = parse_manifest(dump(manifest(**{"config": config, "layers": [blob], **changes})))
+    assert isinstance(parsed, Manifest) and parsed.artifact_type == kind
+    assert all(layer.annotations == {"a": "b"} for layer in parsed.layers)
+
+
+def test_an_image_with_an_artifact_type_and_an_encrypted_layer_is_an_image() -> None:
+    layer = {"mediaType": OCI_LAYER + "+encrypted", "digest": DIGEST, "size": 9}
+    parsed = parse_manifest(dump(manifest(artifactType="x/y", layers=[layer])))
+    assert isinstance(parsed, Manifest) and parsed.artifact_type == ""
+
+
 def test_docker_manifest_and_list() -> None:
     layer = {"mediaType": "application/vnd.docker.image.rootfs.diff.tar.gzip", "digest": DIGEST, "size": 9}
     config = {"mediaType": DOCKER_CONFIG, "digest": DIGEST, "size": 7}
@@ -78,11 +100,7 @@ def test_a_document_without_a_type_is_told_by_its_shape_and_content_type() -> No
         (manifest(manifests=[]), "CVE-2021-41190"),
         ({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [], "layers": []}, "CVE-2021-41190"),
         ({"schemaVersion": 2, "mediaType": "text/html"}, "no image manifest"),
-        (
-            manifest(config={"mediaType": "application/vnd.cncf.helm.config.v1+json", "digest": DIGEST, "size": 1}),
-            "artifact",
-        ),
-        (manifest(layers=[{"mediaType": OCI_LAYER + "+encrypted", "digest": DIGEST, "size": 1}]), "encrypted"),
+        (manifest(layers=[{"mediaType": "text/plain+encrypted", "digest": DIGEST, "size": 1}]), "unknown type"),
         (manifest(layers=[{"mediaType": "image/png", "digest": DIGEST, "size": 1}]), "unknown type"),
         (manifest(layers=[{"mediaType": OCI_LAYER, "digest": DIGEST, "size": 1}] * 501), "501 layers"),
         (manifest(layers=[{"mediaType": OCI_LAYER, "digest": "sha256:../../x", "size": 1}]), "no digest"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tare.errors import TareError
@@ -33,6 +33,7 @@ class Client:
     def __init__(self, socket: str) -> None:
         import grpc
 
+        from tare.api.v1 import tare_pb2_grpc
         from tare.cri.v1 import api_pb2_grpc
 
         self.socket = socket
@@ -40,6 +41,7 @@ class Client:
         self._channel = grpc.insecure_channel(f"unix:{os.path.abspath(socket)}", options=options)
         self.runtime: Any = api_pb2_grpc.RuntimeServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.images: Any = api_pb2_grpc.ImageServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self.tare: Any = tare_pb2_grpc.ImagesStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Client:
         return self
@@ -53,6 +55,15 @@ class Client:
 
         try:
             return method(request, timeout=timeout)
+        except grpc.RpcError as error:
+            raise self.failure(error) from error
+
+    def stream(self, method: Callable[..., Iterable[A]], request: object, timeout: float | None = None) -> Iterator[A]:
+        """Answers one after the other. Raises CallFailed."""
+        import grpc
+
+        try:
+            yield from method(request, timeout=timeout)
         except grpc.RpcError as error:
             raise self.failure(error) from error
 

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from tare.cli.client import Client
+from tare.cli.credentials import credentials, creds_option
 from tare.cli.options import output_option, quiet_option
 from tare.cli.output import as_dict, print_json, print_table, short_id, size
+from tare.cli.progress import watch
 from tare.errors import NotFound
 
 if TYPE_CHECKING:
     from tare.cri.v1 import api_pb2
 
 PULL_SECONDS = 3600.0
-
-
-def credentials(text: str | None) -> api_pb2.AuthConfig | None:
-    """What is sent to the registry for USER or USER:PASSWORD; a password that is missing is asked for."""
-    from tare.cri.v1 import api_pb2
-
-    if text is None:
-        return None
-    user, mark, password = text.partition(":")
-    if not mark:
-        password = click.prompt("Password", hide_input=True, err=True)
-    return api_pb2.AuthConfig(username=user, password=password)
 
 
 def find(client: Client, name: str) -> api_pb2.Image | None:
@@ -41,26 +30,23 @@ def find(client: Client, name: str) -> api_pb2.Image | None:
 
 @click.command()
 @click.argument("image")
-@click.option("--creds", metavar="USER[:PASSWORD]", envvar="TARE_CREDS", help="Credentials for the registry.")
+@creds_option
 @output_option
 @click.pass_obj
 def pull(socket: str, image: str, creds: str | None, output: str) -> None:
-    """Pull IMAGE from its registry and print the ID that it has here."""
-    from tare.cri.v1 import api_pb2
+    """Pull IMAGE from its registry and print the ID that it has here.
 
-    request = api_pb2.PullImageRequest(image=api_pb2.ImageSpec(image=image, user_specified_image=image))
-    auth = credentials(creds)
-    if auth is not None:
-        request.auth.CopyFrom(auth)
+    Without --creds, credentials are those of docker's config.json and its helpers, if there are any.
+    """
+    from tare.api.v1 import tare_pb2
+
+    request = tare_pb2.PullRequest(image=image, auth=credentials(image, creds))
     with Client(socket) as client:
-        if sys.stderr.isatty():
-            sys.stderr.write(f"pulling {image} …\n")
-        answer = client.call(client.images.PullImage, request, timeout=PULL_SECONDS)
-        if output == "json":
-            print_json(as_dict(answer))
-            return
-        found = find(client, answer.image_ref)
-    print(found.id if found else answer.image_ref)
+        last = watch(client.stream(client.tare.Pull, request), f"pulling {image}")
+    if output == "json":
+        print_json({"imageRef": last.image_id, "digest": last.digest})
+    else:
+        print(last.image_id)
 
 
 def rows_of(image: api_pb2.Image) -> list[list[str]]:
@@ -72,12 +58,18 @@ def rows_of(image: api_pb2.Image) -> list[list[str]]:
 @click.command()
 @quiet_option
 @output_option
+@click.option("--outdated", is_flag=True, help="Only tags that have moved at their registries.")
 @click.pass_obj
-def images(socket: str, quiet: bool, output: str) -> None:
+def images(socket: str, quiet: bool, output: str, outdated: bool) -> None:
     """List the images that are here."""
     from tare.cri.v1 import api_pb2
 
     with Client(socket) as client:
+        if outdated:
+            from tare.cli.freshness import print_outdated
+
+            print_outdated(client, quiet)
+            return
         answer = client.call(client.images.ListImages, api_pb2.ListImagesRequest())
     if output == "json":
         print_json(as_dict(answer))

@@ -32,6 +32,14 @@ COMMANDS = {
     "pull": "tare.cli.images:pull",
     "images": "tare.cli.images:images",
     "rmi": "tare.cli.images:remove",
+    "tag": "tare.cli.transfers:tag",
+    "push": "tare.cli.transfers:push",
+    "save": "tare.cli.archives:save",
+    "load": "tare.cli.archives:load",
+    "history": "tare.cli.transfers:history",
+    "image": "tare.cli.image:image",
+    "update": "tare.cli.freshness:update",
+    "explain-pull": "tare.cli.freshness:explain_pull",
     "version": "tare.cli.version:version",
 }
 

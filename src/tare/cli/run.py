@@ -19,6 +19,7 @@ import click
 
 from tare.cli import crilog
 from tare.cli.client import CALL_SECONDS, Client
+from tare.cli.credentials import credentials
 from tare.cli.follow import LogFile
 from tare.cli.images import PULL_SECONDS, find
 from tare.cli.logs import has_ended, write
@@ -142,6 +143,9 @@ class Session:
         from tare.cri.v1 import api_pb2
 
         request = api_pb2.PullImageRequest(image=api_pb2.ImageSpec(image=name, user_specified_image=name))
+        if (known := credentials(name, None)) is not None:
+            request.auth.username, request.auth.password = known.username, known.password
+            request.auth.identity_token, request.auth.registry_token = known.identity_token, known.registry_token
         call = self.client.images.PullImage.future(request, timeout=PULL_SECONDS)
         while True:
             if self.signals.received:

@@ -12,9 +12,10 @@ have answer UNIMPLEMENTED by name, and calls that must not stop halfway are run 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, NoReturn, Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -27,6 +28,7 @@ from tare.errors import TareError, Unavailable, describe
 
 log = logging.getLogger(__name__)
 Method = Callable[[Message], Coroutine[Any, Any, Message]]
+M = TypeVar("M")
 
 
 class Context(Protocol):
@@ -37,7 +39,10 @@ class Context(Protocol):
 
 
 class Service(Protocol):
-    """An object whose coroutine methods bear the names of a service's methods, each from a request to a reply."""
+    """An object whose methods bear the names of a service's methods: coroutines from a request to a reply.
+
+    Where the request is a stream it is an asynchronous iterator; a method whose reply is a stream is an asynchronous generator.
+    """
 
     @property
     def lasting(self) -> frozenset[str]:
@@ -86,11 +91,15 @@ def _handler(method: MethodDescriptor, service: Service, lasting: Lasting) -> gr
         "request_deserializer": GetMessageClass(method.input_type).FromString,
         "response_serializer": GetMessageClass(method.output_type).SerializeToString,
     }
-    work: Method | None = getattr(service, method.name, None)
+    work: Any = getattr(service, method.name, None)
     if work is None:
         if method.server_streaming:
             return grpc.unary_stream_rpc_method_handler(_missing_stream(method.name), **codecs)
         return grpc.unary_unary_rpc_method_handler(_unary(method.name, _missing(method.name)), **codecs)
+    if method.server_streaming:
+        return grpc.unary_stream_rpc_method_handler(_stream(method.name, work), **codecs)
+    if method.client_streaming:
+        return grpc.stream_unary_rpc_method_handler(_unary(method.name, work), **codecs)
     if method.name in service.lasting:
         return grpc.unary_unary_rpc_method_handler(_unary(method.name, _kept(method.name, work, lasting)), **codecs)
     return grpc.unary_unary_rpc_method_handler(_unary(method.name, work), **codecs)
@@ -124,7 +133,18 @@ def _unary(name: str, work: Method) -> Callable[[Message, Context], Awaitable[Me
     return answer
 
 
-async def _answer(name: str, work: Coroutine[Any, Any, Message], context: Context) -> Message:
+def _stream(
+    name: str, work: Callable[[Message], AsyncGenerator[Message]]
+) -> Callable[[Message, Context], AsyncIterator[Message]]:
+    async def answer(request: Message, context: Context) -> AsyncIterator[Message]:
+        async with contextlib.aclosing(work(request)) as replies:
+            while (reply := await _answer(name, anext(replies, None), context)) is not None:
+                yield reply
+
+    return answer
+
+
+async def _answer(name: str, work: Awaitable[M], context: Context) -> M:
     """The reply, or the call ended with a status; `context.abort` raises."""
     try:
         return await work

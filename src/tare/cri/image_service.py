@@ -6,6 +6,7 @@ Methods bear CRI's names, since `dispatch` finds them by those. A method that is
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
 
 from tare.cri import translate_replies as replies
 from tare.cri import translate_requests as requests
@@ -13,6 +14,8 @@ from tare.cri.errors import pull_error
 from tare.cri.ports import ImagePort
 from tare.cri.v1 import api_pb2 as pb
 from tare.errors import TareError
+
+STREAM_BATCH = 100
 
 
 class ImageService:
@@ -29,6 +32,12 @@ class ImageService:
         record = self._images.find(name) if name else None
         found = self._images.list() if not name else [record] if record else []
         return pb.ListImagesResponse(images=[replies.image_item(item) for item in found])
+
+    async def StreamImages(self, request: pb.StreamImagesRequest) -> AsyncIterator[pb.StreamImagesResponse]:
+        """As ListImages, some at a time."""
+        listed = await self.ListImages(pb.ListImagesRequest(filter=request.filter))
+        for start in range(0, len(listed.images), STREAM_BATCH):
+            yield pb.StreamImagesResponse(images=listed.images[start : start + STREAM_BATCH])
 
     async def ImageStatus(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse:
         """The image; an answer without one where it is unknown."""
@@ -54,12 +63,14 @@ class ImageService:
         return pb.RemoveImageResponse()
 
     async def ImageFsInfo(self, request: pb.ImageFsInfoRequest) -> pb.ImageFsInfoResponse:
-        """Images and writable layers lie on one file system, which is therefore named for both."""
-        usage = self._images.usage()
-        filesystem = pb.FilesystemUsage(
-            timestamp=time.time_ns(),
-            fs_id=pb.FilesystemIdentifier(mountpoint=usage.path),
-            used_bytes=pb.UInt64Value(value=usage.bytes),
-            inodes_used=pb.UInt64Value(value=usage.inodes),
+        """Images and writable layers lie on one file system, which is therefore named for both; what they take is told apart."""
+        images, containers = (
+            pb.FilesystemUsage(
+                timestamp=time.time_ns(),
+                fs_id=pb.FilesystemIdentifier(mountpoint=usage.path),
+                used_bytes=pb.UInt64Value(value=usage.bytes),
+                inodes_used=pb.UInt64Value(value=usage.inodes),
+            )
+            for usage in await self._images.filesystems()
         )
-        return pb.ImageFsInfoResponse(image_filesystems=[filesystem], container_filesystems=[filesystem])
+        return pb.ImageFsInfoResponse(image_filesystems=[images], container_filesystems=[containers])

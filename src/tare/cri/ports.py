@@ -184,5 +184,5 @@ class ImagePort(Protocol):
     async def remove(self, reference: str) -> None:
         """All its tags go. Nothing happens where it is unknown."""
 
-    def usage(self) -> Usage:
-        """As of now or a moment ago."""
+    async def filesystems(self) -> tuple[Usage, Usage]:
+        """What images and what writable layers take, as of now or a moment ago. A kubelet asks, and is known by it."""

@@ -10,13 +10,14 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import grpc.aio
+from google.protobuf.descriptor import ServiceDescriptor
 
-from tare.cri.dispatch import Lasting, generic_handler
+from tare.cri.dispatch import Lasting, Service, generic_handler
 from tare.cri.image_service import ImageService
 from tare.cri.ports import ImagePort, RuntimePort
 from tare.cri.runtime_service import RuntimeService
@@ -31,10 +32,15 @@ SOCKET_MODE: Final = 0o600
 
 
 class Server:
-    """The gRPC server; `start` returns when calls are taken. `about` is told by a verbose Status."""
+    """The gRPC server; `start` returns when calls are taken. `about` is told by a verbose Status; `others` are served beside CRI's services."""
 
     def __init__(
-        self, path: Path, runtime: RuntimePort, images: ImagePort, about: Mapping[str, object] | None = None
+        self,
+        path: Path,
+        runtime: RuntimePort,
+        images: ImagePort,
+        about: Mapping[str, object] | None = None,
+        others: Sequence[tuple[ServiceDescriptor, Service]] = (),
     ) -> None:
         self._path = path
         self._inode = 0
@@ -46,6 +52,7 @@ class Server:
         handlers = (
             generic_handler(services["RuntimeService"], RuntimeService(runtime, about or {}), self._lasting),
             generic_handler(services["ImageService"], ImageService(images), self._lasting),
+            *(generic_handler(descriptor, service, self._lasting) for descriptor, service in others),
         )
         self._server.add_generic_rpc_handlers(handlers)
 

@@ -136,6 +136,7 @@ def _image(image: ImageRef) -> pb.ImageSpec:
         annotations=image.annotations,
         user_specified_image=image.user_specified_image,
         runtime_handler=image.runtime_handler,
+        image_ref=image.image_ref,
     )
 
 
@@ -193,6 +194,7 @@ def image_item(record: ImageRecord) -> pb.Image:
         uid=pb.Int64Value(value=int(user)) if numeric else None,
         username="" if numeric else user,
         pinned=record.pinned,
+        spec=pb.ImageSpec(annotations=record.annotations) if record.annotations else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
@@ -12,13 +13,23 @@ from functools import partial
 from tare.images.auth import Unauthorized
 from tare.images.errors import PullError
 from tare.images.manifest import Descriptor
-from tare.images.registry import Registry
+from tare.images.registry import Registry, WrongBytes
 from tare.images.threads import in_thread, settled
 from tare.storage.content import ContentStore, Ingest, Reader
 
+log = logging.getLogger(__name__)
 
-class OthersRefusal(PullError):
+
+class TryAgain(PullError):
+    """It did not come, for a reason that does not hold for the next attempt."""
+
+
+class OthersRefusal(TryAgain):
     """Another pull, whose download this one had joined, was refused; it says nothing of this one's right."""
+
+
+class Stale(TryAgain):
+    """What an earlier process had of the blob was damaged, and is gone now."""
 
 
 @dataclass(slots=True)
@@ -43,7 +54,7 @@ class Downloads:
 
         The first to want it brings the registry that it comes from; the last to leave early gives it up. Raises PullError or
         OSError where it does not come. The reader then raises Interrupted in the block, and leaving replaces that by the cause.
-        Raises OthersRefusal where to try again is right.
+        Raises TryAgain where to try again is right.
         """
         if self._content.size(descriptor.digest) is not None:
             reader = self._content.open(descriptor.digest)
@@ -66,6 +77,11 @@ class Downloads:
             reader.close()
             await self._leave(download)
         _outcome(download, registry)
+
+    def progress(self, digest: str) -> int | None:
+        """How many bytes of a blob have come; None where it is not coming."""
+        download = self._coming.get(digest)
+        return None if download is None else download.ingest.written
 
     def _join(self, descriptor: Descriptor, registry: Registry) -> _Download:
         download = self._coming.get(descriptor.digest)
@@ -92,7 +108,16 @@ class Downloads:
 
     async def _fetch(self, descriptor: Descriptor, registry: Registry, ingest: Ingest) -> None:
         try:
+            await in_thread(self._executor, ingest.restore)
+            if ingest.restored:
+                log.info("going on with %s after %d bytes", descriptor.digest, ingest.restored)
             await registry.copy_blob(descriptor, ingest)
+        except WrongBytes as error:
+            failure: BaseException = error
+            await in_thread(self._executor, lambda: ingest.abort(failure))
+            if ingest.restored:
+                raise Stale(error.doing, cause=error.cause) from error
+            raise
         except BaseException as error:
             failure = error
             await in_thread(self._executor, lambda: ingest.abort(failure))

@@ -11,6 +11,10 @@ class PullError(UnknownError):
     """The image could not be had."""
 
 
+class LayerError(PullError):
+    """The archive breaks the rules of tar or of layers."""
+
+
 class RegistryUnavailable(PullError):
     """No host could be reached, or none that answers. The kubelet matches the message's first word."""
 
@@ -20,14 +24,26 @@ class RegistryUnavailable(PullError):
         super().__init__(f"RegistryUnavailable: {doing}", step=step, cause=cause, hint=hint)
 
 
-def explain(reference: str, error: Exception) -> TareError:
+class SignatureValidationFailed(PullError):
+    """The policy does not allow the image, or its signatures do not hold. The kubelet matches the message's first word."""
+
+    def __init__(
+        self, doing: str, *, step: str | None = None, cause: BaseException | str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(f"SignatureValidationFailed: {doing}", step=step, cause=cause, hint=hint)
+
+
+PREFIXED = (RegistryUnavailable, SignatureValidationFailed)
+
+
+def explain(reference: str, error: Exception, verb: str = "pull") -> TareError:
     """Whatever ended a pull, as the error that its caller sees: the image, the step, the cause, what to try."""
-    doing = f"pull image {reference}"
+    doing = f"{verb} image {reference}"
     if isinstance(error, InvalidArgument):
         return error
     if isinstance(error, TareError):
-        kind = RegistryUnavailable if isinstance(error, RegistryUnavailable) else PullError
-        words = error.doing.removeprefix("RegistryUnavailable: ")
+        kind = next((known for known in PREFIXED if isinstance(error, known)), PullError)
+        words = error.doing.removeprefix(f"{kind.__name__}: ")
         cause = f"{words}: {error.cause}" if error.cause else words
         return kind(doing, step=error.step, cause=cause, hint=error.hint)
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

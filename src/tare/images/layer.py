@@ -2,7 +2,7 @@
 
 Dialects: ustar, PAX (`x`, `g`), GNU long names (`L`, `K`) and base-256 numbers. Names are bytes, made relative to the layer's
 root ("./a//b/" and "/a/b" are a/b; a/../b is b; what leaves the root is refused). `.wh.NAME` and `.wh..wh..opq` become
-whiteouts (OCI layer spec, "Whiteouts"). Sparse files are refused. An entry is read like this:
+whiteouts (OCI layer spec, "Whiteouts"). Maps of sparse files: `sparse.py`. An entry is read like this:
 
     block of 512 bytes ─► HeaderReader.read ─► Extension(size): hand its bytes to `extend`, go on with the next block
                                            ├─► Entry: entry.size bytes of data follow
@@ -15,7 +15,8 @@ import enum
 import zlib
 from typing import NamedTuple
 
-from tare.images.errors import PullError
+from tare.images.errors import LayerError as LayerError
+from tare.images.sparse import Sparse, of_header, of_pax
 
 BLOCK = 512
 MAX_PATH = 4096
@@ -31,13 +32,10 @@ SECOND = 1_000_000_000
 MAX_TIME = (1 << 33) * SECOND  # either way from the epoch
 
 XATTR_RECORD = b"SCHILY.xattr."
+SPARSE_PAIRS = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")  # records that come once for each piece of a file
 XATTR_ACCEPTED = (b"user.", b"security.", b"system.posix_acl_access", b"system.posix_acl_default")
 # By these an archive could speak to overlayfs or to this machine's security policy (and by trusted.*, which is not accepted either).
 XATTR_REFUSED = (b"user.overlay.", b"security.selinux", b"security.ima", b"security.evm")
-
-
-class LayerError(PullError):
-    """The archive breaks the rules of tar or of layers."""
 
 
 class Kind(enum.IntEnum):
@@ -59,7 +57,8 @@ class Entry(NamedTuple):
     """One entry. `path` is normalised, b"" for the root; `link` is a hard link's path (normalised) or a symlink's target (verbatim).
 
     `mode` holds permission bits and setuid, setgid, sticky; `mtime` is in ns; `size` bytes of data follow the header.
-    A whiteout's `path` is what it removes, an opaque's the directory that it empties.
+    A whiteout's `path` is what it removes, an opaque's the directory that it empties. Of a `sparse` file the data are its pieces,
+    with more of its map before them if `sparse.more` says so.
     """
 
     kind: Kind
@@ -72,6 +71,7 @@ class Entry(NamedTuple):
     size: int
     device: tuple[int, int]
     xattrs: dict[bytes, bytes]
+    sparse: Sparse | None = None
 
 
 class Extension(NamedTuple):
@@ -85,6 +85,7 @@ _KINDS = {
     ord("0"): Kind.FILE,
     0: Kind.FILE,
     ord("7"): Kind.FILE,
+    ord("S"): Kind.FILE,
     ord("1"): Kind.HARDLINK,
     ord("2"): Kind.SYMLINK,
     ord("3"): Kind.CHARACTER,
@@ -115,7 +116,7 @@ class HeaderReader:
         _check_sum(block)
         flag = block[156]
         if flag in _EXTENSIONS:
-            size = _number(block[124:136])
+            size = number(block[124:136])
             if not 0 <= size <= MAX_EXTENSION:
                 raise LayerError("read layer", cause=f"an extended header of {size} bytes")
             self._pending = block[156:157]
@@ -145,8 +146,8 @@ class HeaderReader:
             if block[345] and block[257:263] == b"ustar\0":
                 name = block[345:500].partition(b"\0")[0] + b"/" + name
         link = self._link if self._link is not None else block[157:257].partition(b"\0")[0]
-        size, uid, gid = _number(block[124:136]), _number(block[108:116]), _number(block[116:124])
-        mtime = _number(block[136:148]) * SECOND
+        size, uid, gid = number(block[124:136]), number(block[108:116]), number(block[116:124])
+        mtime = number(block[136:148]) * SECOND
         xattrs = _NO_XATTRS
         pax = self._pax
         if pax:
@@ -154,7 +155,9 @@ class HeaderReader:
             size, uid, gid = (_decimal(pax, key, n) for key, n in ((b"size", size), (b"uid", uid), (b"gid", gid)))
             mtime = _pax_time(pax[b"mtime"]) if b"mtime" in pax else mtime
             xattrs = _xattrs(pax)
-        kind = _kind(flag, name, pax)
+        kind, sparse = _kind(flag, name), None
+        if kind is Kind.FILE and (flag == ord("S") or pax):
+            sparse, name = _sparse(flag, block, pax, name)
         if kind is Kind.HARDLINK:
             link = normalise(link)
         elif kind is Kind.SYMLINK and (not link or len(link) >= MAX_PATH or b"\0" in link):
@@ -168,21 +171,27 @@ class HeaderReader:
         path = normalise(name)
         if b".wh." in path:
             kind, path = whiteout(kind, path)
-        return Entry(kind, path, link, _number(block[100:108]) & 0o7777, uid, gid, mtime, size, device, xattrs)
+        return Entry(kind, path, link, number(block[100:108]) & 0o7777, uid, gid, mtime, size, device, xattrs, sparse)
 
 
-def _kind(flag: int, name: bytes, pax: dict[bytes, bytes]) -> Kind:
+def _sparse(flag: int, block: bytes, pax: dict[bytes, bytes], name: bytes) -> tuple[Sparse | None, bytes]:
+    """The map of a file, if it is sparse, and its name."""
+    if flag == ord("S"):
+        return of_header(block, number), name
+    found = of_pax(pax)
+    return (None, name) if found is None else (found[0], found[1] or name)
+
+
+def _kind(flag: int, name: bytes) -> Kind:
     kind = _KINDS.get(flag)
     if kind is None:
-        what = "sparse, multi-volume and incremental archives are" if flag in b"SVMD" else f"type {chr(flag)!r} is"
+        what = "multi-volume and incremental archives are" if flag in b"VMD" else f"type {chr(flag)!r} is"
         raise LayerError(f"read layer entry {show(name)}", cause=f"{what} not supported")
-    if pax and any(key.startswith(b"GNU.sparse.") for key in pax):
-        raise LayerError(f"read layer entry {show(name)}", cause="sparse files are not supported")
     return Kind.DIRECTORY if flag == 0 and name.endswith(b"/") else kind
 
 
 def _device(block: bytes) -> tuple[int, int]:
-    major, minor = _number(block[329:337]), _number(block[337:345])
+    major, minor = number(block[329:337]), number(block[337:345])
     if not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):
         raise LayerError("read layer", cause=f"a device {major}:{minor}")
     return major, minor
@@ -245,7 +254,9 @@ def parse_pax(payload: bytes) -> dict[bytes, bytes]:
         key, mark, value = record.partition(b"=")
         if not mark or not key or end > len(payload) or payload[end - 1 : end] != b"\n":
             raise LayerError("read layer", cause="a PAX record that is no KEY=VALUE")
-        if value or key.startswith(XATTR_RECORD):
+        if key in SPARSE_PAIRS and key in records:
+            records[key] += b"," + value
+        elif value or key.startswith(XATTR_RECORD):
             records[key] = value
         else:
             records.pop(key, None)
@@ -273,7 +284,7 @@ def _xattrs(pax: dict[bytes, bytes]) -> dict[bytes, bytes]:
 def _check_sum(block: bytes) -> None:
     """The sum of a header's bytes, its own field taken as spaces, must be what that field says."""
     try:
-        expected = _number(block[148:156])
+        expected = number(block[148:156])
     except LayerError:
         expected = -1
     # The low half of Adler-32 is one more than the sum of the bytes, modulo 65521: seven times faster than sum().
@@ -286,7 +297,7 @@ def _check_sum(block: bytes) -> None:
             )
 
 
-def _number(field: bytes) -> int:
+def number(field: bytes) -> int:
     """A numeric field: octal digits padded with spaces and zero bytes, or a two's-complement number with the first bit set (GNU base-256)."""
     try:
         return int(field.partition(b"\0")[0] or b"0", 8)

@@ -24,10 +24,11 @@ from pathlib import Path
 
 from tare.images.chunks import Abandoned, Channel
 from tare.images.decompress import decompressed
-from tare.images.errors import PullError
+from tare.images.encryption import Secret, decrypting
+from tare.images.errors import LayerError, PullError
 from tare.images.inherit import inherit
 from tare.images.records import LayerRecord
-from tare.images.unpack import Unpacked, unpack
+from tare.images.unpack import Limits, Unpacked, unpack
 from tare.state.database import Database
 from tare.storage.content import Reader
 from tare.storage.durable import sync_directory, sync_filesystem
@@ -41,20 +42,30 @@ def chain_ids(diff_ids: Iterable[str]) -> tuple[str, ...]:
     return tuple(chain)
 
 
-def unpack_blob(reader: Reader, diff_id: str, directory: Path) -> Unpacked:
-    """Unpack a layer's blob, complete or still coming, into a new `directory`, and compare its diff ID.
+def unpack_blob(
+    reader: Reader,
+    diff_id: str,
+    directory: Path,
+    secret: Secret | None = None,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+) -> Unpacked:
+    """Unpack a layer's blob, complete or still coming, into a new `directory`, and compare its diff ID. `secret` is an encrypted layer's.
 
     Raises PullError where the tar archive is not that of the diff ID, LayerError where it is none, Interrupted where the
     blob stops coming. The directory is removed unless all went well. The reader is read to its end or stopped, not closed.
     """
     channel = Channel()
-    digest = hashlib.new(diff_id.partition(":")[0])
+    digest, size = hashlib.new(diff_id.partition(":")[0]), 0
 
     def produce() -> None:
         try:
-            for chunk in decompressed(reader.read):
+            for chunk in decompressed(decrypting(reader.read, secret) if secret else reader.read):
                 channel.put(chunk)
                 digest.update(chunk)
+                nonlocal size
+                size += len(chunk)
+                if size > limits.archive:
+                    raise LayerError("unpack layer", cause=f"its archive has more than {limits.archive} bytes")
         except Abandoned:
             return
         except BaseException as error:  # noqa: BLE001 - it is raised in the thread that takes the chunks
@@ -67,7 +78,7 @@ def unpack_blob(reader: Reader, diff_id: str, directory: Path) -> Unpacked:
     try:
         directory.mkdir(mode=0o755)
         os.chmod(directory, 0o755)
-        unpacked = unpack(channel.get, directory)
+        unpacked = unpack(channel.get, directory, limits)
         actual = f"{diff_id.partition(':')[0]}:{digest.hexdigest()}"
         if actual != diff_id:
             raise PullError(

@@ -1,8 +1,8 @@
 """Image documents: manifests, indexes and configurations of OCI (image-spec v1.1) and Docker (registry image spec v2, schema 2). Pure.
 
 `parse_manifest` tells by the document itself which kind it is and returns a `Manifest` or an `Index`; `choose` picks the
-entry of an index for a platform (`platform.py`); `parse_config` reads what containers are made from. Schema 1, encrypted
-layers and artifacts that are no images are refused in so many words. Digests are the caller's to check.
+entry of an index for a platform (`platform.py`); `parse_config` reads what containers are made from. Schema 1 is refused in so
+many words; artifacts come as manifests that say so. Digests are the caller's to check.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ T = TypeVar("T")
 MAX_LAYERS = 500  # as many as one overlay mount takes
 _SCHEMA1 = re.compile(r"application/vnd\.docker\.distribution\.manifest\.v1\+(json|prettyjws)")
 _LAYER = re.compile(
-    r"application/vnd\.oci\.image\.layer\.(nondistributable\.)?v1\.tar(\+gzip|\+zstd)?"
-    r"|application/vnd\.docker\.image\.rootfs\.(foreign\.)?diff\.tar(\.gzip|\.zstd)?"
+    r"(application/vnd\.oci\.image\.layer\.(nondistributable\.)?v1\.tar(\+gzip|\+zstd)?"
+    r"|application/vnd\.docker\.image\.rootfs\.(foreign\.)?diff\.tar(\.gzip|\.zstd)?)(\+encrypted)?"
 )
 _CONFIG_TYPES = (OCI_CONFIG, DOCKER_CONFIG, "application/octet-stream")
 
@@ -58,6 +58,7 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     size: int
     platform: Platform | None = None
     artifact_type: str = ""
+    annotations: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         if not is_digest(self.digest):
@@ -67,10 +68,12 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """One image: its configuration and its layers, bottom first."""
+    """One image: its configuration and its layers, bottom first. With an `artifact_type` it is no image, and its layers are any blobs."""
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
+    artifact_type: str = msgspec.field(default="", name="artifactType")
+    annotations: dict[str, str] | None = None
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +120,19 @@ class _ConfigDocument(msgspec.Struct):
     config: _ContainerDefaults | None = None
 
 
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One step by which an image was made (OCI image config, "history"). `created` is a time as RFC 3339 has it."""
+
+    created: str = ""
+    created_by: str = ""
+    comment: str = ""
+    empty_layer: bool = False
+
+
+class _History(msgspec.Struct):
+    history: list[Step] | None = None
+
+
 class ConfigDocument(msgspec.Struct, frozen=True, kw_only=True):
     """An image configuration: for which platform, of which layers (digests of their tar archives, bottom first), and with which defaults."""
 
@@ -148,23 +164,23 @@ def parse_manifest(data: bytes, content_type: str = "") -> Manifest | Index:
     if envelope.layers is None:
         raise ManifestError("read manifest", cause=f"{named or 'a document without layers'} is no image manifest")
     manifest = _decode(data, Manifest, "manifest")
-    _check_kind(manifest, envelope.artifact_type)
+    if manifest.config.media_type in _CONFIG_TYPES:
+        manifest = msgspec.structs.replace(manifest, artifact_type="")
+    else:
+        kind = manifest.artifact_type or manifest.config.media_type or "untyped"
+        manifest = msgspec.structs.replace(manifest, artifact_type=kind)
+    _check_layers(manifest)
     return manifest
 
 
-def _check_kind(manifest: Manifest, artifact_type: str) -> None:
-    """Refuse what is a well-formed manifest but no image that could run."""
-    if manifest.config.media_type not in _CONFIG_TYPES:
-        kind = artifact_type or manifest.config.media_type or "untyped"
-        raise ManifestError("read manifest", cause=f"it is an OCI artifact ({kind}), not a container image")
+def _check_layers(manifest: Manifest) -> None:
+    """Refuse what is a well-formed manifest but no image that could run, and no artifact either."""
     if len(manifest.layers) > MAX_LAYERS:
         raise ManifestError(
             "read manifest", cause=f"{len(manifest.layers)} layers; at most {MAX_LAYERS} can be stacked"
         )
     for layer in manifest.layers:
-        if layer.media_type.endswith("+encrypted"):
-            raise ManifestError("read manifest", cause=f"layer {layer.digest} is encrypted", hint="pull it unencrypted")
-        if not _LAYER.fullmatch(layer.media_type):
+        if not manifest.artifact_type and not _LAYER.fullmatch(layer.media_type):
             raise ManifestError(
                 "read manifest", cause=f"layer {layer.digest} has the unknown type {layer.media_type!r}"
             )
@@ -193,6 +209,17 @@ def parse_config(data: bytes) -> ConfigDocument:
             exposed_ports=tuple(sorted(given.exposed_ports or ())),
         ),
     )
+
+
+def parse_history(data: bytes) -> tuple[Step, ...]:
+    """The steps that an image configuration tells of, oldest first. Raises ManifestError."""
+    return tuple(_decode(data, _History, "image configuration").history or ())
+
+
+def document_type(data: bytes) -> str:
+    """The media type of a manifest or index, also where it does not name it itself. Raises ManifestError."""
+    envelope = _decode(data, _Envelope, "manifest")
+    return envelope.media_type or (OCI_INDEX if envelope.manifests is not None else OCI_MANIFEST)
 
 
 def _decode(data: bytes, kind: type[T], what: str) -> T:

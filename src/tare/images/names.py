@@ -1,10 +1,11 @@
-"""Which image a name means, and what happens to names when an image comes. Pure."""
+"""Which image a name means, and what happens to names when an image comes or is tagged. Pure."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 from tare.errors import InvalidArgument
 from tare.images.records import ImageRecord
@@ -72,6 +73,12 @@ def arrive(images: Mapping[str, ImageRecord], new: ImageRecord) -> list[ImageRec
             repo_digests=tuple(sorted({*known.repo_digests, *new.repo_digests})),
             documents=tuple(sorted({*known.documents, *new.documents})),
             created_at=known.created_at,
-            pinned=known.pinned,
+            used_at=known.used_at,
         )
     return [new, *changed]
+
+
+def pinned(image: ImageRecord, globs: Iterable[str]) -> ImageRecord:
+    """The image with `pinned` as these globs have it, each matched against its tags, its digests and its ID."""
+    names = (*image.repo_tags, *image.repo_digests, image.id)
+    return replace(image, pinned=any(fnmatchcase(name, glob) for glob in globs for name in names))

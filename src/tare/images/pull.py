@@ -1,7 +1,9 @@
 """PullImage as an operation of named steps.
 
+    policy    what is asked of the repository's images: nothing, signatures, or to stay away
     resolve   the registry says, to these credentials, which digest the name stands for; every pull asks, cached or not
-    fetch     index, manifest and configuration, each verified against its digest
+    fetch     index, manifest and configuration, each verified against its digest, and the keys of encrypted layers
+    trust     the signatures that the policy asks for
     unpack    layers in parallel, each blob once: downloaded, verified, decompressed, unpacked and put in place
     record    the image and its names
 
@@ -20,9 +22,12 @@ from tare.images.layers import chain_ids
 from tare.images.manifest import ConfigDocument, Manifest, ManifestError, Platform, parse_config
 from tare.images.names import by_digest, named
 from tare.images.platform import choose, runs
-from tare.images.records import ImageRecord
+from tare.images.policy import Rule
+from tare.images.records import ImageConfig, ImageRecord
 from tare.images.reference import Reference
 from tare.images.registry import Registry
+from tare.images.threads import together
+from tare.images.trust import SignatureRecord, Trust
 from tare.images.workers import Layer, Workers
 from tare.state.operations import Operation, Step
 
@@ -38,9 +43,13 @@ class Pull:
     workers: Workers
     platform: Platform
     parallel_layers: int
+    trust: Trust
+    rule: Rule | None = None
     digest: str = ""
     image: ImageRecord | None = None
     layers: list[Layer] = field(default_factory=list)
+    artifact: Manifest | None = None
+    signatures: list[SignatureRecord] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
 
     def hold(self, names: Iterable[str]) -> None:
@@ -53,6 +62,11 @@ class Pull:
         """Hold nothing any more."""
         self.workers.store.release(self.held)
         self.held = []
+
+
+async def ask_policy(pull: Pull) -> None:
+    """Stop here where images of this repository are rejected, whatever they are."""
+    pull.rule = await pull.trust.rule(pull.reference.name)
 
 
 async def resolve(pull: Pull) -> None:
@@ -68,16 +82,12 @@ async def fetch(pull: Pull) -> None:
     """Get the documents, and make of them the record that the image will have."""
     if pull.image is not None:
         return
-    documents = [pull.digest]
-    for _ in range(MAX_NESTED_INDEXES):
-        pull.hold(documents[-1:])
-        document = await pull.workers.document(documents[-1], pull.registry)
-        if isinstance(document, Manifest):
-            break
-        documents.append(choose(document, pull.platform).digest)
-    else:
-        raise ManifestError("read manifest", cause=f"indexes nested more than {MAX_NESTED_INDEXES} deep")
-    manifest = document
+    documents, manifest = await find_manifest(pull)
+    if manifest.artifact_type:
+        pull.artifact = manifest
+        pull.image = artifact_record(documents, manifest)
+        pull.hold((*pull.image.chain_ids, *pull.image.documents))
+        return
     documents.append(manifest.config.digest)
     pull.hold(documents[-1:])
     config = parse_config(await pull.workers.configuration(manifest.config, pull.registry))
@@ -86,9 +96,29 @@ async def fetch(pull: Pull) -> None:
     pull.hold((*chain, *(layer.digest for layer in manifest.layers)))
     parent = None
     for descriptor, diff_id, chain_id in zip(manifest.layers, config.diff_ids, chain, strict=True):
-        parent = Layer(descriptor, diff_id, chain_id, parent)
+        secret = await pull.workers.secret(descriptor)
+        parent = Layer(descriptor, diff_id, chain_id, parent, secret)
         pull.layers.append(parent)
-    pull.image = ImageRecord(
+    pull.image = image_record(documents, manifest, config, chain)
+
+
+async def find_manifest(pull: Pull) -> tuple[list[str], Manifest]:
+    """The manifest that the digest leads to on this platform, with the digests on the way, its own last."""
+    documents = [pull.digest]
+    for _ in range(MAX_NESTED_INDEXES):
+        pull.hold(documents[-1:])
+        document = await pull.workers.document(documents[-1], pull.registry)
+        if isinstance(document, Manifest):
+            return documents, document
+        documents.append(choose(document, pull.platform).digest)
+    raise ManifestError("read manifest", cause=f"indexes nested more than {MAX_NESTED_INDEXES} deep")
+
+
+def image_record(
+    documents: list[str], manifest: Manifest, config: ConfigDocument, chain: tuple[str, ...]
+) -> ImageRecord:
+    """An image, without names. `documents`: indexes, its manifest, its configuration."""
+    return ImageRecord(
         id=manifest.config.digest,
         repo_tags=(),
         repo_digests=(),
@@ -98,7 +128,36 @@ async def fetch(pull: Pull) -> None:
         created_at=time.time_ns(),
         layer_digests=tuple(layer.digest for layer in manifest.layers),
         documents=tuple(sorted(documents)),
+        manifest=documents[-2],
+        annotations=manifest.annotations or {},
     )
+
+
+def artifact_record(documents: list[str], manifest: Manifest) -> ImageRecord:
+    """An artifact, without names: its ID is its manifest's digest, and its blobs are kept like documents, since its directory links to them."""
+    digests = dict.fromkeys(layer.digest for layer in manifest.layers)
+    sizes = {layer.digest: layer.size for layer in (manifest.config, *manifest.layers)}
+    return ImageRecord(
+        id=documents[-1],
+        repo_tags=(),
+        repo_digests=(),
+        size=sum(sizes.values()),
+        config=ImageConfig(),
+        chain_ids=(documents[-1],),
+        created_at=time.time_ns(),
+        documents=tuple(sorted({*documents, *digests})),
+        manifest=documents[-1],
+        annotations=manifest.annotations or {},
+        artifact_type=manifest.artifact_type,
+    )
+
+
+async def ask_for_signatures(pull: Pull) -> None:
+    """See that the image is signed, where the policy asks for that."""
+    assert pull.image is not None and pull.rule is not None
+    digests = dict.fromkeys((pull.digest, pull.image.manifest or pull.digest))
+    known = pull.workers.store.images().get(pull.image.id, pull.image).documents
+    pull.signatures = await pull.trust.verify(pull.rule, pull.registry, list(digests), known)
 
 
 def check(manifest: Manifest, config: ConfigDocument, platform: Platform) -> None:
@@ -113,18 +172,17 @@ def check(manifest: Manifest, config: ConfigDocument, platform: Platform) -> Non
 async def unpack(pull: Pull) -> None:
     """Bring all layers in place; the first that fails ends the others, save those that another pull waits for."""
     slots = asyncio.Semaphore(pull.parallel_layers)
-    try:
-        async with asyncio.TaskGroup() as group:
-            for layer in pull.layers:
-                group.create_task(pull.workers.layer(layer, pull.registry, slots))
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+    await pull.workers.store.check_space(pull.workers.space(pull.layers))
+    if pull.artifact is not None and pull.image is not None:
+        await pull.workers.artifact(pull.image.id, pull.artifact, pull.registry, slots)
+    await together(pull.workers.layer(layer, pull.registry, slots) for layer in pull.layers)
 
 
 async def record(pull: Pull) -> None:
     """Note the image under its names."""
     store = pull.workers.store
     assert pull.image is not None
+    pull.trust.keep(pull.signatures)
     pull.image = store.add(named(pull.image, pull.reference, pull.digest))
 
 
@@ -137,8 +195,10 @@ async def discard(pull: Pull) -> None:
 PULL_IMAGE: Operation[Pull] = Operation(
     "PullImage",
     (
+        Step("policy", ask_policy),
         Step("resolve", resolve),
         Step("fetch", fetch, discard),
+        Step("trust", ask_for_signatures, discard),
         Step("unpack", unpack, discard),
         Step("record", record),
     ),

@@ -27,7 +27,9 @@ class ImageRecord:
     `id` is the digest of its configuration. `repo_tags` are repository:tag, `repo_digests` repository@digest with the
     digest that the name stood for (the index's where there is one). `size` is that of the compressed layers and the
     configuration, in bytes. `chain_ids` name the unpacked layers and `layer_digests` their blobs, bottom first;
-    `documents` are the digests of configuration, manifests and indexes. `created_at`: when it came, ns since the epoch.
+    `documents` are the digests of configuration, manifests and indexes, and `manifest` is the one that names the layers; its
+    `annotations` are kept. `created_at`: when it came, `used_at`: when a container last needed it, ns since the epoch.
+    An OCI artifact has its `artifact_type`, its manifest's digest as ID and only chain ID, and its blobs among its documents.
     """
 
     id: str
@@ -40,6 +42,10 @@ class ImageRecord:
     created_at: int = 0
     layer_digests: tuple[str, ...] = ()
     documents: tuple[str, ...] = ()
+    manifest: str = ""
+    annotations: dict[str, str] = field(default_factory=dict)
+    used_at: int = field(default=0, compare=False)
+    artifact_type: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +61,7 @@ class LayerRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What images take on the disk under `path`."""
+    """What images, or the writable layers of containers, take on the disk under `path`."""
 
     path: str
     bytes: int

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
@@ -20,8 +21,8 @@ import aiohttp
 from tare.images.errors import PullError, RegistryUnavailable
 from tare.images.manifest import ACCEPTED, Descriptor
 from tare.images.reference import Reference, is_digest
-from tare.images.threads import in_thread, settled
-from tare.images.transport import Endpoint, Patience, Refused, read_at_most
+from tare.images.threads import in_thread, settled, together
+from tare.images.transport import Endpoint, Patience, Refused, TooSlow, read_at_most
 from tare.storage.content import Ingest, WrongContent
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,45 @@ class WrongBytes(PullError):
         self.hosts = hosts
 
 
+class Span:
+    """A piece of a blob that is brought ahead of its turn: `position` is how far it is."""
+
+    def __init__(self, ingest: Ingest, position: int, end: int) -> None:
+        self.position = position
+        self.end = end
+        self._ingest = ingest
+
+    def write(self, chunks: Sequence[bytes]) -> None:
+        """Append. Raises WrongContent where there is more than was asked for."""
+        size = sum(map(len, chunks))
+        if self.position + size > self.end:
+            raise WrongContent(f"blob {self._ingest.digest}", cause="a range was longer than it was asked for")
+        self._ingest.write_at(self.position, chunks)
+        self.position += size
+
+
+class Pace:
+    """Sees that a transfer brings at least `rate` bytes a second, over each `window` seconds spent on waiting for it."""
+
+    def __init__(self, window: float, rate: int) -> None:
+        self._window = window
+        self._rate = rate
+        self._waited = 0.0
+        self._bytes = 0
+
+    async def measured(self, read: Awaitable[bytes]) -> bytes:
+        """What `read` brings. Raises TooSlow."""
+        began = time.monotonic()
+        data = await read
+        self._waited += time.monotonic() - began
+        self._bytes += len(data)
+        if self._waited >= self._window:
+            if self._bytes < self._rate * self._waited:
+                raise TooSlow(f"it sends less than {self._rate} bytes a second")
+            self._waited, self._bytes = 0.0, 0
+        return data
+
+
 class Registry:
     """Where the image `reference` is fetched."""
 
@@ -50,21 +90,36 @@ class Registry:
         patience: Patience,
         max_document: int,
         executor: Executor,
+        *,
+        actions: str = "pull",
     ) -> None:
         self.reference = reference
+        self._actions = actions
         self._endpoints = tuple(endpoints)
         self._patience = patience
         self._max_document = max_document
         self._executor = executor
         self._unreachable: set[str] = set()
-        self._scope = f"repository:{reference.path}:pull"
+        self._scope = f"repository:{reference.path}:{actions}"
 
     def without(self, hosts: frozenset[str]) -> Registry | None:
         """The same without some hosts, None where none is left."""
         left = [endpoint for endpoint in self._endpoints if endpoint.host.name not in hosts]
         if not left:
             return None
-        return Registry(self.reference, left, self._patience, self._max_document, self._executor)
+        return Registry(self.reference, left, self._patience, self._max_document, self._executor, actions=self._actions)
+
+    def own(self) -> Endpoint:
+        """The registry itself, without its mirrors: where images are pushed. Raises PullError."""
+        for endpoint in self._endpoints:
+            if endpoint.host.upstream and "push" in endpoint.host.capabilities:
+                return endpoint
+        raise PullError(f"push {self.reference}", cause="hosts.toml does not give its registry the capability push")
+
+    @property
+    def scope(self) -> str:
+        """What its tokens are for."""
+        return self._scope
 
     async def resolve(self) -> str:
         """The digest that the reference stands for, by the word of a host that lets these credentials have it. Raises PullError."""
@@ -104,6 +159,27 @@ class Registry:
 
         return await self._each("fetch manifest", ask)
 
+    async def tagged(self, tag: str) -> bytes | None:
+        """The manifest or index of another tag in the repository, unverified; None where there is none. Raises PullError."""
+        return await self._optional(f"/{self.reference.path}/manifests/{tag}", f"look for {tag}")
+
+    async def referrers(self, digest: str) -> bytes | None:
+        """The index of manifests that refer to a manifest; None where the registry keeps no such lists. Raises PullError."""
+        return await self._optional(f"/{self.reference.path}/referrers/{digest}", "list referrers")
+
+    async def _optional(self, path: str, step: str) -> bytes | None:
+        async def ask(endpoint: Endpoint) -> bytes:
+            headers = {"Accept": ", ".join((*ACCEPTED, "*/*;q=0.1"))}
+            async with endpoint.request("GET", path, scope=self._scope, step=step, headers=headers) as response:
+                return await self._body(endpoint, response, self._max_document)
+
+        try:
+            return await self._each(step, ask)
+        except Refused as error:
+            if error.status not in (400, 404, 405, 501):
+                raise
+            return None
+
     async def small_blob(self, descriptor: Descriptor) -> bytes:
         """A blob that is to be held in memory, verified. Raises PullError."""
         self._check_size(descriptor.size)
@@ -125,6 +201,8 @@ class Registry:
 
         async def ask(endpoint: Endpoint) -> None:
             contributors.add(endpoint.host.name)
+            if descriptor.size - ingest.written > self._patience.range_size:
+                await self._copy_ranges(endpoint, descriptor, ingest)
             await self._copy_from(endpoint, descriptor, ingest)
 
         try:
@@ -135,6 +213,35 @@ class Registry:
             raise WrongBytes(
                 f"fetch layer {descriptor.digest} at {hosts}", frozenset(contributors), error.cause or "wrong content"
             ) from error
+
+    async def _copy_ranges(self, endpoint: Endpoint, descriptor: Descriptor, ingest: Ingest) -> None:
+        """Bring a big blob in ranges, several at a time. Returns early, with what there is then, where the host knows no ranges or breaks off."""
+        size = self._patience.range_size
+        first = ingest.written
+        begins = iter([first, *range((first // size + 1) * size, descriptor.size, size)])
+        able = True
+
+        async def work() -> None:
+            nonlocal able
+            for begin in begins:
+                span = Span(ingest, begin, min((begin // size + 1) * size, descriptor.size))
+                try:
+                    able = able and await self._copy_span(endpoint, descriptor, span)
+                except (aiohttp.ClientError, TimeoutError) as error:
+                    log.info("%s: a range of %s broke off: %s", endpoint.host.name, descriptor.digest, error)
+                    able = False
+                if not able:
+                    return
+
+        await together(work() for _ in range(self._patience.ranges))
+
+    async def _copy_span(self, endpoint: Endpoint, descriptor: Descriptor, span: Span) -> bool:
+        """One range; False where the host answers with the whole blob."""
+        async with self._blob(endpoint, descriptor, span.position, span.end) as response:
+            if response.status != 206:
+                return False
+            await self._pump(response, span, skip=0)
+        return span.position == span.end
 
     async def _copy_from(self, endpoint: Endpoint, descriptor: Descriptor, ingest: Ingest) -> None:
         failures = 0
@@ -158,14 +265,15 @@ class Registry:
             log.info("%s: %s broke off after %d bytes, going on", endpoint.host.name, descriptor.digest, ingest.written)
             await asyncio.sleep(self._patience.pause * failures)
 
-    async def _pump(self, response: aiohttp.ClientResponse, ingest: Ingest, skip: int) -> None:
+    async def _pump(self, response: aiohttp.ClientResponse, ingest: Ingest | Span, skip: int) -> None:
         """Write a body's bytes, but the first `skip`, in a thread: one batch is written while the next arrives."""
         loop = asyncio.get_running_loop()
         writing: asyncio.Future[None] | None = None
         batch: list[bytes] = []
         size = 0
+        pace = Pace(self._patience.progress, self._patience.min_rate)
         try:
-            async for arrived in response.content.iter_any():
+            while arrived := await pace.measured(response.content.readany()):
                 chunk = arrived[skip:]
                 skip -= len(arrived) - len(chunk)
                 batch.append(chunk)
@@ -188,17 +296,18 @@ class Registry:
 
     @asynccontextmanager
     async def _blob(
-        self, endpoint: Endpoint, descriptor: Descriptor, start: int
+        self, endpoint: Endpoint, descriptor: Descriptor, start: int, end: int = 0
     ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A blob's bytes from `start` up to `end`, to its end if that is 0."""
         path = f"/{self.reference.path}/blobs/{descriptor.digest}"
-        headers = {"Range": f"bytes={start}-"} if start else {}
+        headers = {"Range": f"bytes={start}-{end - 1 if end else ''}"} if start or end else {}
         async with endpoint.request("GET", path, scope=self._scope, step="GET blob", headers=headers) as response:
             if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                 raise PullError(
                     f"GET blob at {endpoint.host.name}", cause="it answered with another range than was asked for"
                 )
             announced = response.content_length
-            left = descriptor.size - (start if response.status == 206 else 0)
+            left = (end or descriptor.size) - start if response.status == 206 else descriptor.size
             if announced is not None and announced != left:
                 cause = f"it announces {announced} bytes where {left} are expected"
                 raise PullError(f"GET blob {descriptor.digest} at {endpoint.host.name}", cause=cause)
@@ -226,12 +335,18 @@ class Registry:
     async def _each(self, step: str, ask: Callable[[Endpoint], Awaitable[T]], *, by_tag: bool = False) -> T:
         """Ask the hosts in order until one answers."""
         failures: list[tuple[Endpoint, PullError]] = []
-        able = [endpoint for endpoint in self._endpoints if endpoint.host.serves(by_tag=by_tag)]
+        able = []
+        for endpoint in self._endpoints:
+            if endpoint.host.serves(by_tag=by_tag):
+                able.append(endpoint)
+            else:
+                endpoint.note("not asked, for it may not " + ("resolve tags" if by_tag else "serve content"))
         for endpoint in sorted(able, key=lambda endpoint: endpoint.host.name in self._unreachable):
             try:
                 return await ask(endpoint)
             except PullError as error:
                 log.info("%s of %s failed: %s", step, self.reference, error)
+                endpoint.note(f"{step} failed: {error.cause or error.doing}")
                 failures.append((endpoint, error))
                 if isinstance(error, RegistryUnavailable):
                     self._unreachable.add(endpoint.host.name)

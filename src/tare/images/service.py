@@ -10,35 +10,42 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
-import aiohttp
-
-from tare import __version__
-from tare.config import ImagesConfig
+from tare.config import POLICY, ImagesConfig
 from tare.errors import TareError
-from tare.images import hosts, names, platform
-from tare.images.auth import RegistryAuth, credentials_for
+from tare.images import names, platform
+from tare.images.archive import Found
+from tare.images.auth import RegistryAuth
 from tare.images.errors import explain
+from tare.images.importing import LOAD_IMAGE, Absent, Load
 from tare.images.pull import PULL_IMAGE, Pull
 from tare.images.records import ImageConfig, ImageRecord, Usage
 from tare.images.reference import Reference, parse
+from tare.images.registries import Registries
 from tare.images.registry import Registry
 from tare.images.store import ImageStore
-from tare.images.threads import in_thread
-from tare.images.tls import Tls
-from tare.images.transport import Endpoint, Patience
+from tare.images.transport import Patience
+from tare.images.trust import Trust
+from tare.images.unpack import Limits
 from tare.images.workers import Workers
 from tare.state.database import Database
 from tare.state.operations import Operations
+from tare.storage.overlay import Snapshots
 
 __all__ = ["ImageConfig", "ImageRecord", "ImageService", "RegistryAuth", "Usage"]
 
 log = logging.getLogger(__name__)
 
 IO_THREADS = 4
-READ_BYTES = 512 << 10
+KUBELET_SECONDS = 600.0
+
+
+NAMELESS = Reference("archive.invalid", "image", "latest")
+
+
+def ignore(pull: Pull) -> None:
+    """Nobody watches."""
 
 
 class ImageService:
@@ -53,31 +60,40 @@ class ImageService:
         in_use: Callable[[], set[str]],
         patience: Patience | None = None,
     ) -> None:
-        self._operations = operations
-        self._config = config
-        self._patience = patience or Patience(progress=config.progress_timeout)
-        self._platform = platform.local()
-        self._executor = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="images-io")
-        self._store = ImageStore(database, root, keep_blobs=config.keep_blobs, in_use=in_use, executor=self._executor)
-        self._workers = Workers(self._store)
-        self._tls = Tls()
-        self._session: aiohttp.ClientSession | None = None
+        self.operations = operations
+        self.config = config
+        self.patience = patience or Patience(
+            progress=config.progress_timeout, min_rate=config.min_rate, range_size=config.range_size
+        )
+        self.platform = platform.local()
+        self.executor = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="images-io")
+        self.store = ImageStore(database, root, config, in_use=in_use, executor=self.executor)
+        limits = Limits(config.max_layer_size, config.max_layer_entries)
+        self.workers = Workers(self.store, Path(config.decryption_keys_dir), limits)
+        optional = config.policy == POLICY
+        self.trust = Trust(Path(config.policy), optional=optional, database=database)
+        self.registries = Registries(config, self.patience, self.executor)
         self._pulls: set[asyncio.Task[ImageRecord]] = set()
+        self._snapshots = Snapshots(root)
+        self._asked_at = float("-inf")
 
     def list(self) -> list[ImageRecord]:
         """All images."""
-        return sorted(self._store.images().values(), key=lambda image: (image.repo_tags or ("~",), image.id))
+        return sorted(self.store.images().values(), key=lambda image: (image.repo_tags or ("~",), image.id))
 
     def find(self, reference: str) -> ImageRecord | None:
         """The image of that tag, digest, ID or unique beginning of an ID. Raises InvalidArgument for what is none of these."""
-        return names.find(self._store.images(), reference)
+        return names.find(self.store.images(), reference)
 
-    async def pull(self, reference: str, auth: RegistryAuth | None) -> ImageRecord:
+    async def pull(
+        self, reference: str, auth: RegistryAuth | None, watch: Callable[[Pull], None] = ignore
+    ) -> ImageRecord:
         """The image, whole on the disk and recorded under the name, as its registry has it now and lets `auth` have it.
 
-        Raises MalformedReference (InvalidArgument) or a PullError; nothing of a failed pull stays.
+        `watch` is given the pull when it begins. Raises MalformedReference (InvalidArgument) or a PullError; nothing of a failed
+        pull stays.
         """
-        task = asyncio.create_task(self._pull(parse(reference), auth))
+        task = asyncio.create_task(self._pull(parse(reference), auth, watch))
         self._pulls.add(task)
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
@@ -87,83 +103,112 @@ class ImageService:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.warning("%s", error)
 
-    async def _pull(self, reference: Reference, auth: RegistryAuth | None) -> ImageRecord:
+    async def _pull(
+        self, reference: Reference, auth: RegistryAuth | None, watch: Callable[[Pull], None]
+    ) -> ImageRecord:
         started = time.monotonic()
         pull: Pull | None = None
         try:
-            pull = self._subject(reference, await self._registry(reference, auth))
-            await self._operations.run(PULL_IMAGE, pull, {"reference": str(reference)})
+            pull = self.subject(reference, await self.registries.of(reference, auth))
+            watch(pull)
+            await self.operations.run(PULL_IMAGE, pull, {"reference": str(reference)})
         except (TareError, OSError) as error:
             raise explain(str(reference), error) from error
         finally:
             if pull is not None:
                 pull.release()
-        if not self._config.keep_blobs:
-            await self._store.collect()
+        if not self.config.keep_blobs:
+            await self.store.collect()
         assert pull.image is not None
         seconds = time.monotonic() - started
         log.info("pulled %s: %s, %d layers, in %.1f s", reference, pull.image.id, len(pull.image.chain_ids), seconds)
         return pull.image
 
-    def _subject(self, reference: Reference, registry: Registry) -> Pull:
-        return Pull(reference, registry, self._workers, self._platform, self._config.parallel_layers)
-
-    async def _registry(self, reference: Reference, auth: RegistryAuth | None) -> Registry:
-        """The registry of a reference with its mirrors, as hosts.toml says now."""
-        read = partial(hosts.read, Path(self._config.hosts_dir), reference.domain)
-        places = await in_thread(self._executor, read)
-        credentials = credentials_for(auth, reference.domain)
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                read_bufsize=READ_BYTES,
-                headers={"User-Agent": f"tare/{__version__}"},
-            )
-        session = self._session
-        endpoints = [Endpoint(session, host, credentials, self._tls, self._patience) for host in places]
-        return Registry(reference, endpoints, self._patience, self._config.max_manifest_size, self._executor)
+    def subject(self, reference: Reference, registry: Registry) -> Pull:
+        """What the operation works on."""
+        return Pull(reference, registry, self.workers, self.platform, self.config.parallel_layers, self.trust)
 
     async def remove(self, reference: str) -> None:
         """Remove the image with all its names, and what only it needed. Nothing happens where there is none. Raises InvalidArgument."""
         image = self.find(reference)
         if image is None:
             return
-        self._store.drop(image.id)
-        await self._store.collect()
+        self.store.drop(image.id)
+        await self.collect()
 
     async def collect(self) -> None:
-        """Remove layers and blobs that no image, no pull and no container needs."""
-        await self._store.collect()
+        """Remove layers and blobs that no image, no pull and no container needs, and signatures of what is not here."""
+        self.trust.prune(self.store.images().values())
+        await self.store.collect()
+
+    async def check_trust(self, image: ImageRecord, asked: str) -> None:
+        """Does the policy, as it is now, let a container have this image, asked for by that name? Raises SignatureValidationFailed."""
+        await self.trust.check(image, asked)
+
+    async def make_room(self) -> tuple[str, ...]:
+        """Where the disk is fuller than the settings allow, remove images that were not used for longest; returns their IDs.
+
+        While a kubelet is served images with a tag are left to it: it has a collection of its own, and counts on what it has pulled.
+        """
+        return tuple(await self.store.make_room(tagged_too=not self.kubelet_served()))
+
+    def kubelet_served(self) -> bool:
+        """Has a client asked for the usage of file systems lately? Kubelets do so every ten seconds or so, to decide what to evict."""
+        return time.monotonic() - self._asked_at < KUBELET_SECONDS
+
+    async def filesystems(self) -> tuple[Usage, Usage]:
+        """What images and what the writable layers of containers take on the disk."""
+        self._asked_at = time.monotonic()
+        written = await self._snapshots.total()
+        return self.store.usage(), Usage(path=self.store.usage().path, bytes=written.bytes, inodes=written.inodes)
 
     def usage(self) -> Usage:
         """What images take on the disk."""
-        return self._store.usage()
+        return self.store.usage()
 
     def layer_paths(self, image: ImageRecord) -> tuple[Path, ...]:
         """The directories of an image's layers, TOP first, as overlayfs takes lower directories."""
-        return tuple(self._store.layers.path(chain_id) for chain_id in reversed(image.chain_ids))
+        self.store.used(image)
+        return tuple(self.store.layers.path(chain_id) for chain_id in reversed(image.chain_ids))
 
     async def recover(self) -> None:
         """Undo what the last process had under way, and make disk and records agree. Before the first pull."""
-        await self._store.recover()
-        await self._operations.recover(PULL_IMAGE, self._restored)
-        await self._store.collect()
+        await self.store.recover()
+        await self.operations.recover(PULL_IMAGE, self._restored)
+        await self.operations.recover(LOAD_IMAGE, self._restored_load)
+        await self.store.collect()
 
     def _restored(self, subject: Mapping[str, str]) -> Pull:
         """The subject of a pull of an earlier process: enough to undo it."""
         reference = parse(subject["reference"])
-        registry = Registry(reference, (), self._patience, self._config.max_manifest_size, self._executor)
-        return self._subject(reference, registry)
+        registry = Registry(reference, (), self.patience, self.config.max_manifest_size, self.executor)
+        return self.subject(reference, registry)
+
+    def _restored_load(self, subject: Mapping[str, str]) -> Load:
+        return self.loading(Found(subject["digest"], ()))
+
+    def loading(self, found: Found) -> Load:
+        """The subject of loading one image of an archive whose blobs are in the store."""
+        reference = found.names[0] if found.names else NAMELESS
+        return Load(
+            reference,
+            Absent(reference, self.executor),
+            self.workers,
+            self.platform,
+            self.config.parallel_layers,
+            self.trust,
+            digest=found.digest,
+            names=found.names,
+            genuine=found.genuine,
+        )
 
     async def close(self) -> None:
-        """End pulls that are under way, undoing them, and all threads."""
+        """End pulls that are under way, undoing them, and all threads. What has come of a blob stays for the next process."""
+        self.store.content.suspend()
         for task in self._pulls:
             task.cancel()
         if self._pulls:
             await asyncio.wait(self._pulls)
-        if self._session is not None:
-            await self._session.close()
-        self._workers.close()
-        self._executor.shutdown()
+        await self.registries.close()
+        self.workers.close()
+        self.executor.shutdown()

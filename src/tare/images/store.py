@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from tare.images.collect import garbage
+from tare.config import ImagesConfig
+from tare.images.collect import excess, garbage, victims
+from tare.images.errors import PullError
 from tare.images.layers import LayerStore
-from tare.images.names import arrive
+from tare.images.names import arrive, pinned
 from tare.images.records import ImageRecord, Usage
 from tare.images.threads import in_thread
 from tare.state.database import Database
@@ -25,22 +30,31 @@ from tare.storage.content import ContentStore
 
 log = logging.getLogger(__name__)
 
+PARTIAL_SECONDS = 24 * 3600.0  # for so long a blob that was cut off waits for somebody to go on with it
+USED_GRAIN = 60_000_000_000  # that an image is used is noted at most once in so many ns
+
 
 class ImageStore:
     """Images, layers and blobs under one root directory. `in_use` gives the chain IDs of layers that containers stand on."""
 
     def __init__(
-        self, database: Database, root: Path, *, keep_blobs: bool, in_use: Callable[[], set[str]], executor: Executor
+        self,
+        database: Database,
+        root: Path,
+        config: ImagesConfig,
+        *,
+        in_use: Callable[[], set[str]],
+        executor: Executor,
     ) -> None:
         self.content = ContentStore(root)
         self.layers = LayerStore(root, database)
         self.executor = executor
         self._root = root
         self._database = database
-        self._keep_blobs = keep_blobs
+        self._config = config
         self._in_use = in_use
         self._table = database.table("images", ImageRecord)
-        self._images = dict(self._table.items())
+        self._images = {key: pinned(image, config.pinned) for key, image in self._table.items()}
         self._held: Counter[str] = Counter()
 
     def images(self) -> dict[str, ImageRecord]:
@@ -53,12 +67,20 @@ class ImageStore:
 
     def add(self, image: ImageRecord) -> ImageRecord:
         """Note an image whose layers are in place; returns its record, merged with what was known."""
-        changed = arrive(self._images, image)
+        changed = [pinned(record, self._config.pinned) for record in arrive(self._images, image)]
         with self._database.transaction():
             for record in changed:
                 self._table.put(record.id, record)
         self._images.update((record.id, record) for record in changed)
         return changed[0]
+
+    def tag(self, image_id: str, tag: str) -> ImageRecord:
+        """Give an image one more tag (repository:tag), which another may lose by it."""
+        return self.add(replace(self._images[image_id], repo_tags=(tag,)))
+
+    def in_use(self) -> set[str]:
+        """Chain IDs of layers that containers stand on."""
+        return self._in_use()
 
     def drop(self, image_id: str) -> None:
         """An image is no more; what it alone needed is garbage."""
@@ -82,7 +104,7 @@ class ImageStore:
             self.content.sizes(),
             held=self._held,
             in_use=self._in_use(),
-            keep_layer_blobs=self._keep_blobs,
+            keep_layer_blobs=self._config.keep_blobs,
         )
         # No await between the decision and the forgetting: who looks now finds them gone.
         with self._database.transaction():
@@ -92,9 +114,59 @@ class ImageStore:
             self.content.forget(digest)
         if layers or blobs:
             log.info("collected %d layers and %d blobs", len(layers), len(blobs))
+        await in_thread(self.executor, partial(self.content.drop_partial, time.time() - PARTIAL_SECONDS))
         await asyncio.gather(
             in_thread(self.executor, self.layers.empty_trash), in_thread(self.executor, self.content.empty_trash)
         )
+
+    def used(self, image: ImageRecord) -> None:
+        """A container is being made from it."""
+        known = self._images.get(image.id)
+        now = time.time_ns()
+        if known is not None and now - known.used_at > USED_GRAIN:
+            self._images[image.id] = record = replace(known, used_at=now)
+            self._table.put(image.id, record)
+
+    async def make_room(self, *, tagged_too: bool) -> list[str]:
+        """Where the disk is too full, remove images that were not used for longest; returns the IDs of those removed.
+
+        Only untagged ones unless `tagged_too`. Never one that is pinned, in use, being pulled or too young.
+        """
+        status = await in_thread(self.executor, partial(os.statvfs, self._root))
+        capacity, available = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
+        needed = excess(capacity, available, self._config.gc_high, self._config.gc_low)
+        if needed:
+            needed -= await in_thread(self.executor, partial(self.content.drop_partial, time.time()))
+        if needed <= 0:
+            return []
+        in_use = self._in_use()
+        for image in self.images().values():
+            if image.chain_ids and image.chain_ids[-1] in in_use:
+                self.used(image)
+        chosen = victims(
+            (image for image in self._images.values() if not self._held.keys() & {*image.chain_ids, *image.documents}),
+            self.layers.records(),
+            self.content.sizes(),
+            in_use=in_use,
+            needed=needed,
+            before=time.time_ns() - int(self._config.gc_min_age * 1e9),
+            tagged_too=tagged_too,
+        )
+        for image_id in chosen:
+            names = ", ".join(self._images[image_id].repo_tags) or image_id
+            log.info("the disk is more than %g %% full: removing image %s", self._config.gc_high, names)
+            self.drop(image_id)
+        if chosen:
+            await self.collect()
+        return chosen
+
+    async def check_space(self, needed: int) -> None:
+        """Raise PullError where the disk has not so many bytes free beside the reserve."""
+        status = await in_thread(self.executor, partial(os.statvfs, self._root))
+        available = status.f_bavail * status.f_frsize - self._config.disk_reserve
+        if needed > available:
+            cause = f"about {needed >> 20} MiB are needed, and {max(available, 0) >> 20} MiB may be used of what is free on {self._root}"
+            raise PullError("look for free space", cause=cause, hint="free some space on the image disk")
 
     def usage(self) -> Usage:
         """Bytes and inodes of blobs and layers, from records."""
@@ -109,7 +181,7 @@ class ImageStore:
 
     async def recover(self) -> None:
         """Make disk and records agree after whatever ended the last process. Before the first pull."""
-        cut_off = await in_thread(self.executor, self.content.recover)
+        cut_off = await in_thread(self.executor, partial(self.content.recover, time.time() - PARTIAL_SECONDS))
         leftovers = await in_thread(self.executor, self.layers.leftovers)
         for path in leftovers:
             await in_thread(self.executor, partial(shutil.rmtree, path, ignore_errors=True))

@@ -16,7 +16,7 @@ import os
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
@@ -38,6 +38,31 @@ MAX_WORDS = 4 << 10
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
+Trace = Callable[[int, str], None]
+Body = Callable[[], AsyncIterable[bytes] | bytes]
+
+
+def silent(depth: int, text: str) -> None:
+    """Nobody wants to know."""
+
+
+class TooSlow(TimeoutError):
+    """A transfer goes on, but so slowly that another host should be asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request, as its caller meant it."""
+
+    method: str
+    path: str
+    scope: str
+    step: str
+    headers: dict[str, str]
+    accept: frozenset[int]
+    body: Body | None
+
+
 class Refused(PullError):
     """The host answered with a status that means no."""
 
@@ -48,12 +73,18 @@ class Refused(PullError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """Deadlines and pauses in seconds. `progress` ends a read on which nothing arrives."""
+    """Deadlines and pauses in seconds. `progress` ends a read on which nothing arrives, or over so long less than `min_rate` bytes a second.
+
+    Blobs of more than `range_size` bytes are asked for in ranges of that size, `ranges` at a time.
+    """
 
     progress: float = 60.0
     attempts: int = 4
     pause: float = 0.5
     longest_pause: float = 30.0
+    min_rate: int = 8 << 10
+    range_size: int = 64 << 20
+    ranges: int = 3
 
 
 class _ErrorItem(msgspec.Struct):
@@ -71,9 +102,16 @@ class Endpoint:
     """One host, as one pull speaks to it."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, host: Host, credentials: Credentials | None, tls: Tls, patience: Patience
+        self,
+        session: aiohttp.ClientSession,
+        host: Host,
+        credentials: Credentials | None,
+        tls: Tls,
+        patience: Patience,
+        trace: Trace = silent,
     ) -> None:
         self.host = host
+        self._trace = trace
         self._session = session
         self._tls = tls
         self._contexts: dict[bool, ssl.SSLContext] = {}
@@ -84,27 +122,35 @@ class Endpoint:
 
     @asynccontextmanager
     async def request(
-        self, method: str, path: str, *, scope: str, step: str, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        scope: str,
+        step: str,
+        headers: Mapping[str, str] | None = None,
+        accept: Collection[int] = (200, 206),
+        body: Body | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A response of status 200 or 206 to a request for `path` below the API's root. Its body is the caller's to read.
+        """A response of a status in `accept` to a request for `path` below the API's root, or for an address that this host gave.
 
+        The response's body is the caller's to read; `body` makes the request's own, anew for each attempt.
         Raises RegistryUnavailable, Unauthorized, Refused or PullError.
         """
-        response = await self._with_retries(method, path, scope, step, dict(headers or {}))
+        asked = Asked(method, path, scope, step, dict(headers or {}), frozenset(accept), body)
+        response = await self._with_retries(asked)
         try:
             yield response
         finally:
             # Closing costs the connection, but what is left of a body is not waited for.
             response.release() if response.content.at_eof() else response.close()
 
-    async def _with_retries(
-        self, method: str, path: str, scope: str, step: str, headers: dict[str, str]
-    ) -> aiohttp.ClientResponse:
-        attempt = 0
+    async def _with_retries(self, asked: Asked) -> aiohttp.ClientResponse:
+        attempt, step = 0, asked.step
         while True:
             attempt += 1
             try:
-                response = await self._authorised(method, path, scope, step, headers)
+                response = await self._authorised(asked)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                 if isinstance(error, aiohttp.ClientConnectorError) or attempt >= self._patience.attempts:
                     raise self._unreachable(step, error) from error
@@ -112,7 +158,7 @@ class Endpoint:
                 continue
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
                 raise self._unreachable(step, error) from error
-            if response.status in (200, 206):
+            if response.status in asked.accept:
                 return response
             again = response.status == 429 or response.status >= 500
             pause = self._pause(attempt, response.headers.get("Retry-After"))
@@ -137,40 +183,54 @@ class Endpoint:
         doubled: float = self._patience.pause * 2 ** (attempt - 1)
         return min(doubled, self._patience.longest_pause) * random.uniform(0.75, 1.0)
 
-    async def _authorised(
-        self, method: str, path: str, scope: str, step: str, headers: dict[str, str]
-    ) -> aiohttp.ClientResponse:
+    async def _authorised(self, asked: Asked) -> aiohttp.ClientResponse:
         """Send it, and once more after a challenge."""
+        scope = asked.scope
         authorization = self._authorizer.authorization(scope, time.monotonic())
-        response = await self._send(method, path, headers, authorization)
+        response = await self._send(asked, authorization)
         if response.status != 401:
             return response
         challenges = response.headers.getall("WWW-Authenticate", [])
         try:
             if authorization is not None and authorization.startswith("Basic"):
-                raise await self._refusal(response, step)
+                raise await self._refusal(response, asked.step)
             request = self._authorizer.challenged(challenges, scope)
         finally:
             response.close()
         if request is not None:
             await self._fetch_token(request)
-        return await self._send(method, path, headers, self._authorizer.authorization(scope, time.monotonic()))
+        return await self._send(asked, self._authorizer.authorization(scope, time.monotonic()))
 
-    async def _send(
-        self, method: str, path: str, headers: dict[str, str], authorization: str | None
-    ) -> aiohttp.ClientResponse:
-        own = {**headers, **dict(self.host.headers)}
+    def location(self, response: aiohttp.ClientResponse, path: str) -> str:
+        """The address that an answer to a request for `path` names; it may be relative. Raises PullError."""
+        text = response.headers.get("Location", "")
+        url = urljoin(self._url(path), text)
+        if not text or urlsplit(url).scheme not in ("http", "https"):
+            raise PullError(f"ask {self.host.name}", cause="its answer does not say where to go on")
+        return url
+
+    def _url(self, path: str) -> str:
+        if "://" in path:
+            return path
+        mark = "&" if "?" in path else "?"
+        query = f"{mark}ns={self.host.namespace}" if self.host.namespace else ""
+        return f"{self._base}{self.host.path}{path}{query}"
+
+    async def _send(self, asked: Asked, authorization: str | None) -> aiohttp.ClientResponse:
+        own = {**asked.headers, **dict(self.host.headers)}
         if authorization:
             own["Authorization"] = authorization
-        query = f"?ns={self.host.namespace}" if self.host.namespace else ""
+            self._trace(1, f"authorised by {authorization.partition(' ')[0]}")
+        base = self._base
         try:
-            return await self._follow(method, f"{self._base}{self.host.path}{path}{query}", own, headers)
+            return await self._follow(asked, self._url(asked.path), own)
         except (aiohttp.ClientConnectorSSLError, aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-            if not self._falls_back(error):
+            if self._base == base and not self._falls_back(error):
                 raise
         log.debug("%s does not speak TLS; it is on this machine, so plain HTTP is used", self.host.name)
-        self._base = "http://" + self._base.removeprefix("https://")
-        return await self._follow(method, f"{self._base}{self.host.path}{path}{query}", own, headers)
+        self._base = "http://" + base.removeprefix("https://")
+        self._trace(1, "it does not speak TLS and is on this machine: plain HTTP")
+        return await self._follow(asked, self._url(asked.path), own)
 
     def _falls_back(self, error: Exception) -> bool:
         """Is it a registry on this machine's loopback that cannot do TLS? A bad certificate is no such thing."""
@@ -180,17 +240,16 @@ class Endpoint:
             return isinstance(error.os_error, ConnectionResetError)
         return not isinstance(error, aiohttp.ClientConnectorCertificateError)
 
-    async def _follow(
-        self, method: str, url: str, own: dict[str, str], foreign: dict[str, str]
-    ) -> aiohttp.ClientResponse:
-        """Send a request, following redirects: with the headers `own` at this host, with `foreign` elsewhere."""
-        home = origin(url)
+    async def _follow(self, asked: Asked, url: str, own: dict[str, str]) -> aiohttp.ClientResponse:
+        """Send a request, following redirects: with the headers `own` at this host, with none but those of the request elsewhere."""
+        home, method = origin(self._base), asked.method
         for _ in range(MAX_REDIRECTS):
             at_home = origin(url) == home
             response = await self._session.request(
                 method,
                 URL(url, encoded=True),
-                headers={"Accept-Encoding": "identity", **(own if at_home else foreign)},
+                headers={"Accept-Encoding": "identity", **(own if at_home else asked.headers)},
+                data=asked.body() if asked.body else None,
                 allow_redirects=False,
                 ssl=await self._context(url, foreign=not at_home),
                 proxy=proxy_for(url),
@@ -199,8 +258,10 @@ class Endpoint:
                 ),
             )
             location = response.headers.get("Location")
+            self._trace(1, f"{method} {shown(url)}: status {response.status}")
             if response.status not in REDIRECTS or not location:
                 return response
+            self._trace(1, "a redirect" + ("" if at_home else ", without credentials"))
             response.close()
             url = urljoin(url, location)
             if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
@@ -217,6 +278,10 @@ class Endpoint:
     async def _fetch_token(self, request: TokenRequest) -> None:
         """Ask the token server. It is not followed anywhere: the request carries credentials."""
         server = urlsplit(request.url).netloc
+        how = "with credentials" if request.authorization or request.method == "POST" else "anonymously"
+        self._trace(
+            1, f"asks for a token for {request.fields.get('scope', '')}: {request.method} {shown(request.url)}, {how}"
+        )
         headers = {"Authorization": request.authorization} if request.authorization else {}
         response = await self._session.request(
             request.method,
@@ -274,9 +339,19 @@ class Endpoint:
             hint = "a registry without TLS must be named with http:// in hosts.toml"
         return RegistryUnavailable(f"{step} at {self.host.name}", cause=transport_words(error), hint=hint)
 
+    def note(self, words: str) -> None:
+        """Something that was decided about this host, for who wants to know."""
+        self._trace(1, f"{self.host.name}: {words}")
+
     def interrupted(self, step: str, error: Exception) -> PullError:
         """A body that broke off, as this host's failure."""
         return self._unreachable(step, error)
+
+
+def shown(url: str) -> str:
+    """An address without its query, which may hold a secret."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}{parts.path}"
 
 
 def origin(url: str) -> tuple[str, str, int | None]:
@@ -315,6 +390,8 @@ def transport_words(error: Exception) -> str:
         inner = error.os_error
         text = os.strerror(inner.errno) if inner.errno and inner.errno > 0 else inner.strerror or str(inner)
         return f"no TLS connection: {text}" if isinstance(inner, ssl.SSLError) else text
+    if isinstance(error, TooSlow):
+        return str(error)
     if isinstance(error, TimeoutError):
         return "it did not answer in time"
     if isinstance(error, aiohttp.ServerDisconnectedError):

@@ -21,18 +21,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tare.images.chunks import ChunkReader
-from tare.images.layer import BLOCK, MAX_DEPTH, MAX_PATH, Entry, Extension, HeaderReader, Kind, LayerError, show
+from tare.images.layer import BLOCK, MAX_DEPTH, MAX_PATH, Entry, Extension, HeaderReader, Kind, LayerError, number, show
+from tare.images.sparse import complete
 
-MAX_ENTRIES = 10_000_000
 MAX_LINKS = 40  # as many as the kernel follows (path_resolution(7))
 OPEN_DIRECTORIES = 64
 OPAQUE = b"trusted.overlay.opaque"
 PAGE = 4096
+HEADERS = 2048  # bytes for each entry, as much as is usual and more
 # What says something of this machine, not of the archive.
 MACHINE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large a layer may be: bytes of all its files, and entries."""
+
+    size: int = 64 << 30
+    entries: int = 2_000_000
+
+    @property
+    def archive(self) -> int:
+        """Bytes of its archive, headers and padding included: what more there is, is there to fill disks or time."""
+        return self.size + self.entries * HEADERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +58,7 @@ class Unpacked:
     implied: frozenset[bytes]
 
 
-def unpack(read: Callable[[], bytes], root: Path) -> Unpacked:
+def unpack(read: Callable[[], bytes], root: Path, limits: Limits = Limits()) -> Unpacked:
     """Unpack the tar archive that `read` gives chunk by chunk (b"" at the end) into the empty directory `root`.
 
     Reads to the very end, past the archive's own. Blocks; for a thread. Raises LayerError for the archive, OSError for the machine, and
@@ -53,7 +67,7 @@ def unpack(read: Callable[[], bytes], root: Path) -> Unpacked:
     stream = ChunkReader(read)
     headers = HeaderReader()
     with Unpacker(root) as unpacker:
-        count = 0
+        count = size = 0
         while block := stream.take(BLOCK):
             header = headers.read(block)
             if header is None:
@@ -63,8 +77,11 @@ def unpack(read: Callable[[], bytes], root: Path) -> Unpacked:
                 stream.skip(-header.size % BLOCK)
                 continue
             count += 1
-            if count > MAX_ENTRIES:
-                raise LayerError("unpack layer", cause=f"more than {MAX_ENTRIES} entries")
+            size += header.sparse.length if header.sparse else header.size
+            if count > limits.entries:
+                raise LayerError("unpack layer", cause=f"more than {limits.entries} entries")
+            if size > limits.size:
+                raise LayerError("unpack layer", cause=f"files of more than {limits.size} bytes")
             unpacker.apply(header, stream)
         stream.drain()
         return unpacker.finish()
@@ -230,6 +247,9 @@ class Unpacker:
         """Make what the entry says; its data come from `stream`. Raises LayerError."""
         kind, path = entry.kind, entry.path
         try:
+            if entry.sparse is not None:
+                sparse, left = complete(entry.sparse, entry.size, stream.take, number)
+                entry = entry._replace(sparse=sparse, size=left)
             if kind is Kind.SKIPPED:
                 stream.skip(entry.size + -entry.size % BLOCK)
                 return
@@ -270,9 +290,11 @@ class Unpacker:
             descriptor = os.open(name, _NEW_FILE, mode & 0o777, dir_fd=parent)
         try:
             if size:
-                if stream.copy(size, descriptor) != size:
-                    raise LayerError(f"unpack {show(entry.path)}", cause="the archive ends in the middle of the file")
+                self._data(entry, stream, descriptor)
                 stream.skip(-size % BLOCK)
+            if entry.sparse is not None:
+                os.ftruncate(descriptor, entry.sparse.length)
+                size = os.fstat(descriptor).st_blocks * 512
             if entry.uid or entry.gid:
                 os.fchown(descriptor, entry.uid, entry.gid)
             if mode & ~self._as_asked:
@@ -283,6 +305,14 @@ class Unpacker:
         finally:
             os.close(descriptor)
         self._count(size)
+
+    def _data(self, entry: Entry, stream: ChunkReader, descriptor: int) -> None:
+        pieces = entry.sparse.segments if entry.sparse is not None else ((0, entry.size),)
+        for offset, size in pieces:
+            if offset:
+                os.lseek(descriptor, offset, os.SEEK_SET)
+            if stream.copy(size, descriptor) != size:
+                raise LayerError(f"unpack {show(entry.path)}", cause="the archive ends in the middle of the file")
 
     def _directory(self, entry: Entry, parent: int, name: bytes) -> None:
         path = entry.path

@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from tare.errors import NotFound, TareError
+from tare.images.artifacts import DamagedBlob, assemble, names
 from tare.images.auth import Unauthorized
-from tare.images.downloads import Downloads, OthersRefusal
+from tare.images.downloads import Downloads, TryAgain
+from tare.images.encryption import ENCRYPTED, Secret, unwrap
 from tare.images.layers import unpack_blob
 from tare.images.manifest import Descriptor, Index, Manifest, parse_manifest
 from tare.images.records import LayerRecord
 from tare.images.registry import Registry, WrongBytes, check_digest
 from tare.images.store import ImageStore
-from tare.images.threads import Shared, Syncer, in_thread
-from tare.images.unpack import Unpacked
+from tare.images.threads import Shared, Syncer, in_thread, together
+from tare.images.unpack import Limits, Unpacked
 
 UNPACKING = 8  # layers unpacked at one time, of all pulls together
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """One layer of an image: its blob, its archive's digest, and its place on the layers below."""
+    """One layer of an image: its blob, its archive's digest, its place on the layers below, and what it takes to read it if it is encrypted."""
 
     blob: Descriptor
     diff_id: str
     chain_id: str
     parent: Layer | None
+    secret: Secret | None = None
 
     def below(self) -> list[str]:
         """Chain IDs of the layers below, topmost first."""
@@ -42,10 +46,12 @@ class Layer:
 
 
 class Workers:
-    """Makes documents and layers come to be in one store."""
+    """Makes documents and layers come to be in one store. `keys_dir` has the private keys that encrypted layers are read with."""
 
-    def __init__(self, store: ImageStore) -> None:
+    def __init__(self, store: ImageStore, keys_dir: Path, limits: Limits) -> None:
+        self._limits = limits
         self.store = store
+        self._keys_dir = keys_dir
         self._unpackers = ThreadPoolExecutor(UNPACKING, thread_name_prefix="images-unpack")
         self._downloads = Downloads(store.content, store.executor)
         self._syncer = Syncer(store.layers.sync, store.executor)
@@ -94,6 +100,72 @@ class Workers:
             return None
         return data
 
+    async def secret(self, blob: Descriptor) -> Secret | None:
+        """What it takes to read a layer; None where it is not encrypted. Raises Undecipherable."""
+        if not blob.media_type.endswith(ENCRYPTED):
+            return None
+        return await in_thread(
+            self.store.executor, partial(unwrap, blob.digest, blob.annotations or {}, self._keys_dir)
+        )
+
+    async def artifact(self, digest: str, manifest: Manifest, registry: Registry, slots: asyncio.Semaphore) -> None:
+        """An artifact's directory in place, under the digest of its manifest. `slots` as for `layer`. Raises PullError, OSError."""
+        if self.store.layers.get(digest) is None:
+            await self._layers.run(digest, partial(self._artifact, digest, manifest, registry, slots), Unauthorized)
+
+    async def _artifact(self, digest: str, manifest: Manifest, registry: Registry, slots: asyncio.Semaphore) -> None:
+        store, files = self.store, names(manifest.layers)
+        directory = store.layers.new_directory()
+        listed = [(path, blob.digest, store.content.path(blob.digest)) for path, blob in files.items()]
+        while True:
+            stored = set(store.content.sizes())
+            await together(self.blob(blob, registry, slots) for blob in {b.digest: b for b in files.values()}.values())
+            try:
+                made = await in_thread(self._unpackers, partial(assemble, directory, listed))
+                break
+            except DamagedBlob as error:
+                if error.digest not in stored:
+                    raise
+                store.content.forget(error.digest)
+        try:
+            await self._syncer.sync()
+            await in_thread(store.executor, partial(store.layers.place, directory, made, digest, ()))
+        except BaseException:
+            await in_thread(store.executor, partial(shutil.rmtree, directory, ignore_errors=True))
+            raise
+        store.layers.record(LayerRecord(chain_id=digest, diff_id=digest, parent="", size=made.size, inodes=made.inodes))
+
+    async def blob(self, blob: Descriptor, registry: Registry, slots: asyncio.Semaphore) -> None:
+        """A blob in the content store, from other hosts where one sends wrong bytes."""
+        while True:
+            try:
+                async with slots, self._downloads.reading(blob, registry):
+                    return
+            except TryAgain:
+                continue
+            except WrongBytes as error:
+                left = registry.without(error.hosts)
+                if left is None:
+                    raise
+                registry = left
+
+    def space(self, layers: Iterable[Layer]) -> int:
+        """About how many bytes it takes to bring these layers: what is missing of their blobs, and no less than so much again unpacked."""
+        missing = [layer.blob for layer in layers if self.store.layers.get(layer.chain_id) is None]
+        blobs = {blob.digest: blob.size for blob in missing if self.store.content.size(blob.digest) is None}
+        return sum(blob.size for blob in missing) + sum(blobs.values())
+
+    def progress(self, layer: Layer) -> tuple[int, str]:
+        """How many bytes of a layer's blob are here, and whether it is "waiting", "downloading", "unpacking" or "done"."""
+        size, written = layer.blob.size, self._downloads.progress(layer.blob.digest)
+        if self.store.layers.get(layer.chain_id) is not None:
+            return size, "done"
+        if written is not None and written < size:
+            return written, "downloading"
+        if written is not None or self.store.content.size(layer.blob.digest) is not None:
+            return size, "unpacking" if layer.chain_id in self._layers.running() else "waiting"
+        return 0, "waiting"
+
     async def layer(self, layer: Layer, registry: Registry, slots: asyncio.Semaphore) -> None:
         """A layer, and those below it, in place. `slots` bounds how many layers this pull has coming at one time. Raises PullError, OSError."""
         if self.store.layers.get(layer.chain_id) is None:
@@ -123,16 +195,21 @@ class Workers:
             )
         )
 
+    async def unpacked(self, layer: Layer, registry: Registry) -> tuple[Path, Unpacked]:
+        """A layer unpacked once more, in a directory of its own that is the caller's to remove. Raises PullError, OSError."""
+        directory = self.store.layers.new_directory()
+        return directory, await self._unpack(layer, registry, directory)
+
     async def _unpack(self, layer: Layer, registry: Registry, directory: Path) -> Unpacked:
         """Download and unpack; from other hosts where one sends wrong bytes, and anew where the store's own copy is damaged."""
         while True:
             stored = self.store.content.size(layer.blob.digest) is not None
             try:
                 async with self._downloads.reading(layer.blob, registry) as reader:
-                    work = partial(unpack_blob, reader, layer.diff_id, directory)
+                    work = partial(unpack_blob, reader, layer.diff_id, directory, layer.secret, self._limits)
                     unpacked = await in_thread(self._unpackers, work, reader.stop)
                 return unpacked
-            except OthersRefusal:
+            except TryAgain:
                 pass
             except WrongBytes as error:
                 left = registry.without(error.hosts)

@@ -1,6 +1,6 @@
 """CreateContainer as a list of steps.
 
-    image ─ user ─ sources ─ profile ─ spec ─ snapshot ─ record       undone when it fails
+    image ─ volumes ─ user ─ sources ─ profile ─ spec ─ snapshot ─ record       undone when it fails
 
 All that can be checked without a process is checked here, and what it comes to is kept with the record (`Plan`), so that a
 start needs nothing else, also after a restart of the daemon or the removal of the image.
@@ -14,12 +14,12 @@ import os
 import stat
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from tare.errors import FailedPrecondition, InvalidArgument, NotFound
-from tare.runtime import devices, lifecycle, seccomp_profile, signals
+from tare.runtime import devices, lifecycle, seccomp_profile, signals, volumes
 from tare.runtime.bounds import kernel_errors, twice
 from tare.runtime.pods import hostname_of
 from tare.runtime.ports import Parts
@@ -34,6 +34,7 @@ from tare.runtime.records import (
 from tare.runtime.spec import DeviceNode, PodSurroundings, container_spec
 from tare.runtime.store import Plan
 from tare.runtime.users import FILE_LIMIT, ResolvedUser, resolve_user
+from tare.runtime.volumes import ImageVolume
 from tare.state.operations import Operation, Step
 from tare.storage import union
 
@@ -52,6 +53,7 @@ class Creation:
     request: Request | None = None
     image: ImageRecord | None = None
     lowers: tuple[Path, ...] = ()
+    volumes: dict[str, ImageVolume] = field(default_factory=dict)
     user: ResolvedUser | None = None
     seccomp: Mapping[str, Any] | None = None
     plan: Plan | None = None
@@ -106,6 +108,12 @@ async def find_image(creation: Creation) -> None:
             hint="pull it first",
         )
     creation.parts.store.hold_layers(creation.id, image.chain_ids)
+    if image.artifact_type:
+        cause = f"{reference} is an OCI artifact ({image.artifact_type}), not a container image"
+        raise InvalidArgument(
+            f"create container {asked.config.metadata.name}", cause=cause, hint="mount it as an image volume"
+        )
+    await creation.parts.images.check_trust(image, asked.config.image.user_specified_image or reference)
     creation.image = image
     creation.lowers = creation.parts.images.layer_paths(image)
 
@@ -113,6 +121,19 @@ async def find_image(creation: Creation) -> None:
 async def let_image_go(creation: Creation) -> None:
     """Its layers may be collected."""
     creation.parts.store.let_layers_go(creation.id)
+
+
+async def find_volumes(creation: Creation) -> None:
+    """The images that are mounted, held like the container's own."""
+    assert creation.image is not None
+    layers = list(creation.image.chain_ids)
+    for mount in creation.asked.config.mounts:
+        if mount.image is None:
+            continue
+        record = volumes.find(creation.parts.images, mount)
+        layers += record.chain_ids
+        creation.parts.store.hold_layers(creation.id, layers)
+        creation.volumes[mount.container_path] = await volumes.look(creation.parts.images, mount, record)
 
 
 async def find_user(creation: Creation) -> None:
@@ -202,6 +223,7 @@ async def make_spec(creation: Creation) -> None:
         devices=await find_devices(config),
         seccomp=creation.seccomp,
         target_pid=target_of(creation),
+        volumes={path: volume.option for path, volume in creation.volumes.items()},
     )
     creation.plan = Plan.of(spec, cgroup, creation.lowers)
 
@@ -252,7 +274,7 @@ async def record(creation: Creation) -> None:
     container = ContainerRecord(
         id=creation.id,
         pod_id=asked.pod.id,
-        config=asked.config,
+        config=volumes.resolved(asked.config, creation.volumes),
         image_id=creation.image.id,
         image_ref=creation.image.id,
         state=state,
@@ -262,7 +284,10 @@ async def record(creation: Creation) -> None:
         stop_signal=signals.stop_signal(asked.config.stop_signal, creation.image.config.stop_signal),
         resources=asked.config.resources,
         snapshot=creation.id,
-        layers=creation.image.chain_ids,
+        layers=(
+            *creation.image.chain_ids,
+            *(item for volume in creation.volumes.values() for item in volume.chain_ids),
+        ),
     )
     creation.parts.store.add_container(container, creation.plan)
 
@@ -276,6 +301,7 @@ CREATE_CONTAINER: Operation[Creation] = Operation(
     "CreateContainer",
     (
         Step("image", find_image, let_image_go),
+        Step("volumes", find_volumes),
         Step("user", find_user),
         Step("sources", check_sources),
         Step("profile", find_profile),

@@ -110,20 +110,33 @@ Start = Callable[[int, int, int], Awaitable[Process]]
 
 
 class Exec:
-    """One command on its way: `begin` makes its process from (stdin, stdout, stderr), `end` ends its whole tree."""
+    """One command on its way: `begin` makes its process from (stdin, stdout, stderr), `end` ends its whole tree.
 
-    def __init__(self, handler: Handler, doing: str, begin: Start, end: Callable[[Process], Awaitable[None]]) -> None:
+    The process is in `live` while it is waited for.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        live: set[Process],
+        doing: str,
+        begin: Start,
+        end: Callable[[Process], Awaitable[None]],
+    ) -> None:
         self._handler = handler
+        self._live = live
         self._doing = doing
         self._begin = begin
         self._end = end
         self._capture = Capture()
+        self._theirs: list[int] = []
 
     async def run(self, timeout: float) -> ExecResult:
         """To its end; `timeout` in seconds, 0 for none. Raises DeadlineExceeded, with everything that it started killed."""
         out, out_end = self._capture.pipe()
         err, err_end = self._capture.pipe()
-        task = asyncio.ensure_future(self._live(out_end, err_end))
+        self._theirs = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), out_end, err_end]
+        task = asyncio.ensure_future(self._run())
         try:
             async with asyncio.timeout(timeout or None) as bound:
                 code = await asyncio.shield(task)
@@ -139,11 +152,18 @@ class Exec:
                 await asyncio.wait([task])
                 if not task.cancelled() and (error := task.exception()) is not None:
                     log.warning("%s: %s", self._doing, describe(error))
+            self._close_theirs()
             self._capture.close_all()
 
-    async def _live(self, out: int, err: int) -> int:
+    def _close_theirs(self) -> None:
+        """Let go of the command's ends of its streams."""
+        while self._theirs:
+            os.close(self._theirs.pop())
+
+    async def _run(self) -> int:
         """From start to end; when cancelled, everything that was started ends first."""
-        process = await self._start(out, err)
+        process = await self._start()
+        self._live.add(process)
         try:
             end = await self._handler.wait(process)
             await self._capture.drain(DRAIN_SECONDS)
@@ -153,11 +173,12 @@ class Exec:
             await self._handler.wait(process)
             raise
         finally:
+            self._live.discard(process)
             self._handler.forget(process)
 
-    async def _start(self, out: int, err: int) -> Process:
+    async def _start(self) -> Process:
         """Its process. Cancelling waits for it to be there, since only then it can be ended."""
-        stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        stdin, out, err = self._theirs
         start = asyncio.ensure_future(self._begin(stdin, out, err))
         try:
             return await asyncio.shield(start)
@@ -168,14 +189,19 @@ class Exec:
                 self._handler.forget(start.result())
             raise
         finally:
-            for fd in (stdin, out, err):
-                os.close(fd)
+            self._close_theirs()
 
 
 async def exec_sync(
-    handler: Handler, cgroups: Cgroups, facts: ContainerFacts, exec_id: str, process: dict[str, Any], timeout: float
+    handler: Handler,
+    cgroups: Cgroups,
+    facts: ContainerFacts,
+    live: set[Process],
+    exec_id: str,
+    process: dict[str, Any],
+    timeout: float,
 ) -> ExecResult:
-    """Run an OCI process in a container to its end. Raises DeadlineExceeded, StartFailed."""
+    """Run an OCI process in a container to its end. Raises DeadlineExceeded, StartFailed, Unavailable."""
     doing = f"exec {process['args'][0]!r}"
     cgroup = cgroups.open(facts.cgroup)
 
@@ -186,4 +212,4 @@ async def exec_sync(
     async def end(started: Process) -> None:
         await trees.kill(started.pid, lambda: cgroups.processes(facts.cgroup), doing)
 
-    return await Exec(handler, doing, begin, end).run(timeout)
+    return await Exec(handler, live, doing, begin, end).run(timeout)

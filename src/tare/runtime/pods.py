@@ -15,9 +15,10 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from tare.handlers.builtin import PodNamespaces, Process
+from tare.handlers.builtin import PodNamespaces
 from tare.runtime import groups, lifecycle, podfiles, sysctls
 from tare.runtime.bounds import deadline, kernel_errors, twice
+from tare.runtime.exits import process_of
 from tare.runtime.ports import Parts
 from tare.runtime.records import NamespaceMode, PodConfig, PodRecord, ProcessFact
 from tare.runtime.store import PodFacts
@@ -154,20 +155,33 @@ async def make_namespaces(run: PodRun) -> None:
             )
 
     run.namespaces = await twice(attempt, lambda: remove_namespaces(run))
+    run.parts.store.put_pod_facts(run.id, facts_of(run))
+
+
+def facts_of(run: PodRun, group: str = "") -> PodFacts:
+    """What there is of the pod in this boot."""
+    pins = run.namespaces.pins if run.namespaces is not None else {}
+    pause = run.namespaces.pause if run.namespaces is not None else None
+    return PodFacts(
+        pins={kind: str(path) for kind, path in pins.items()},
+        pause=ProcessFact(pid=pause.pid, start_time=pause.start_time) if pause is not None else None,
+        group=group,
+        cgroups=run.made_cgroups,
+    )
 
 
 async def remove_namespaces(run: PodRun) -> None:
     """They go, with their pins and their PID 1."""
     if run.namespaces is not None and run.namespaces.netlink is not None:
         run.namespaces.netlink.close()
-    await _let_namespaces_go(run.parts, run.id, run.namespaces.pause if run.namespaces is not None else None)
+    await _let_namespaces_go(run.parts, run.id)
+    run.parts.store.drop_pod_facts(run.id)
 
 
-async def _let_namespaces_go(parts: Parts, pod_id: str, pause: Process | None) -> None:
+async def _let_namespaces_go(parts: Parts, pod_id: str) -> None:
     parts.exits.unwatch_pod(pod_id)
     facts = parts.store.pod_facts.get(pod_id)
-    if pause is None and facts is not None and facts.pause is not None:
-        pause = Process(facts.pause.pid, facts.pause.start_time)
+    pause = process_of(facts.pause) if facts is not None and facts.pause is not None else None
     async with deadline(NAMESPACES_SECONDS, f"remove the namespaces of pod {pod_id}"):
         await parts.handler.remove_pod_namespaces(pod_id, pause)
 
@@ -211,13 +225,7 @@ async def record(run: PodRun) -> None:
     assert state is not None
     taken = (facts.group for facts in store.pod_facts.values())
     family = groups.family(run.request, run.handler)
-    pause = run.namespaces.pause if run.namespaces is not None else None
-    facts = PodFacts(
-        pins={kind: str(path) for kind, path in run.namespaces.pins.items()} if run.namespaces is not None else {},
-        pause=ProcessFact(pid=pause.pid, start_time=pause.start_time) if pause is not None else None,
-        group=groups.choose(family, taken, run.parts.config.pods_per_logger),
-        cgroups=run.made_cgroups,
-    )
+    group = groups.choose(family, taken, run.parts.config.pods_per_logger)
     pod = PodRecord(
         id=run.id,
         config=run.request,
@@ -228,12 +236,15 @@ async def record(run: PodRun) -> None:
         cgroup_parent=run.cgroup_parent,
         owns_cgroup_parent=bool(run.made_cgroups),
     )
-    store.add_pod(pod, facts)
+    store.add_pod(pod, facts_of(run, group))
 
 
 async def unrecord(run: PodRun) -> None:
-    """It does not exist."""
+    """It does not exist; what was made for it still does."""
+    facts = run.parts.store.pod_facts.get(run.id)
     run.parts.store.drop_pod(run.id)
+    if facts is not None:
+        run.parts.store.put_pod_facts(run.id, facts)
 
 
 RUN_POD: Operation[PodRun] = Operation(
@@ -279,7 +290,7 @@ async def stop_network(pod: PodRef) -> None:
 
 async def stop_namespaces(pod: PodRef) -> None:
     """What the containers shared goes."""
-    await _let_namespaces_go(pod.parts, pod.id, None)
+    await _let_namespaces_go(pod.parts, pod.id)
 
 
 async def stop_shm(pod: PodRef) -> None:

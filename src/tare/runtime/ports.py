@@ -106,6 +106,9 @@ class Images(Protocol):
     def layer_paths(self, record: ImageRecord) -> tuple[Path, ...]:
         """Its layers' directories, top first."""
 
+    async def check_trust(self, image: ImageRecord, asked: str) -> None:
+        """Raises SignatureValidationFailed where the policy does not allow the image to who asks for it by that name."""
+
 
 class Cgroups(Protocol):
     """Groups of containers."""

@@ -199,12 +199,13 @@ class PodConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRef:
-    """CRI ImageSpec: `image` is what the client sent to name it (an ID, a tag or a digest)."""
+    """CRI ImageSpec: `image` is what the client sent to name it (an ID, a tag or a digest), `image_ref` the ID that it turned out to have."""
 
     image: str
     user_specified_image: str = ""
     annotations: dict[str, str] = field(default_factory=dict)
     runtime_handler: str = ""
+    image_ref: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,8 +324,8 @@ class ContainerRecord:
     """A container as it is kept in state.db.
 
     `exit_code` is 0–255 (128 + signal), `reason` one of Completed, Error, OOMKilled, StartError, Unknown once EXITED.
-    `stop_signal` is the signal's number on Linux. `config` is as the client sent it, `resources` as last accepted. `layers` are the
-    chain IDs of the image layers that it stands on, bottom first.
+    `stop_signal` is the signal's number on Linux. `config` is as the client sent it, with what its image volumes turned out to be,
+    `resources` as last accepted. `layers` are the chain IDs of the image layers that it stands on, bottom first, and of its image volumes'.
     """
 
     id: str

@@ -13,15 +13,13 @@ Nothing here keeps the daemon from serving: what cannot be settled is logged and
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Iterable
 from pathlib import Path
 
 from tare.errors import describe
-from tare.handlers.builtin import Process
-from tare.runtime import containers, creating, exits, lifecycle, podfiles, pods
+from tare.runtime import containers, creating, exits, lifecycle, podfiles, pods, strays
 from tare.runtime.bounds import deadline
 from tare.runtime.exits import Watchers, process_of
 from tare.runtime.ports import Parts
@@ -30,7 +28,6 @@ from tare.runtime.service import Runtime
 from tare.runtime.store import PodFacts, container_key
 
 log = logging.getLogger(__name__)
-END_SECONDS = 10.0
 EXEC_SECONDS = 5.0
 REBOOT = "the node was restarted, or its run directory was lost"
 
@@ -128,7 +125,8 @@ async def sweep(parts: Parts) -> None:
             log.info("the writable layer %s belongs to no container: removed", container_id)
             await attempt(f"remove the writable layer {container_id}", parts.snapshots.remove(container_id))
     await attempt("remove what is left of removed writable layers", parts.snapshots.collect())
-    await attempt("end processes that nobody waits for", end_strays(parts))
+    left = strays.find(parts.run, strays.known(store), None)
+    await attempt("end processes that nobody waits for", strays.end(parts.run, parts.handler, left))
 
 
 def strangers(directory: Path, known: Iterable[str]) -> list[str]:
@@ -150,30 +148,6 @@ async def remove_streams(parts: Parts, container_id: str) -> None:
     for name in os.listdir(directory):
         (directory / name).unlink()
     directory.rmdir()
-
-
-async def end_strays(parts: Parts) -> None:
-    """Execs of an earlier daemon, whose callers are gone, and the ends of processes that nobody will ask for."""
-    store = parts.store
-    known = {facts.process for facts in store.container_facts.values()}
-    known |= {facts.pause for facts in store.pod_facts.values() if facts.pause is not None}
-    ours = {process_of(fact) for fact in known}
-    for name in {*strangers(parts.run / "tasks", ()), *strangers(parts.run / "exits", ())}:
-        process = parse_name(name)
-        if process is None or process in ours:
-            continue
-        if parts.handler.signal(process, exits.SIGKILL):
-            log.info("process %d was started for a caller that is gone: killed", process.pid)
-            async with asyncio.timeout(END_SECONDS):
-                await parts.handler.wait(process)
-        parts.handler.forget(process)
-        (parts.run / "tasks" / name).unlink(missing_ok=True)
-
-
-def parse_name(name: str) -> Process | None:
-    """PID.START, as markers and exit records are called; None for anything else."""
-    pid, _, start = name.partition(".")
-    return Process(int(pid), int(start)) if pid.isdecimal() and start.isdecimal() else None
 
 
 def offer(runtime: Runtime, started: Iterable[str]) -> None:

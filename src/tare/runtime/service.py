@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tare.errors import AlreadyExists, FailedPrecondition, InvalidArgument, TareError, Unavailable, describe
-from tare.runtime import containers, creating, exec, lifecycle, pods
+from tare.handlers.builtin import Process
+from tare.runtime import containers, creating, exec, lifecycle, pods, strays
 from tare.runtime.bounds import deadline
 from tare.runtime.containers import LOGGER_SECONDS
 from tare.runtime.exits import Watchers
@@ -33,6 +34,7 @@ from tare.runtime.store import PodView, container_key
 
 log = logging.getLogger(__name__)
 BUILTIN = "builtin"
+SWEEP_SECONDS = 2.0  # until there is a new launcher for one that was lost
 
 
 def new_id() -> str:
@@ -101,6 +103,8 @@ class Runtime:
         self._closing: set[str] = set()
         self._warmth = Warmth(parts.cgroups)
         self._exec_numbers = itertools.count(1)
+        self._execs: set[Process] = set()
+        self._sweep: asyncio.Task[None] | None = None
         self.runs: Joining[str] = Joining("run pod", claimed=parts.store.claim, discard=self.remove_pod)
         self.creations: Joining[str] = Joining(
             "create container", claimed=parts.store.claim, discard=self.remove_container
@@ -245,7 +249,8 @@ class Runtime:
             try:
                 await self.parts.operations.run(containers.START_CONTAINER, start, start.names)
             except Unavailable:
-                raise  # a process of Tare's was lost, which says nothing of the container: it can be started again
+                self._sweep_soon()  # a process of Tare's was lost, which says nothing of the container: it can be started again
+                raise
             except Exception as error:
                 await self._record_failure(record, error)
                 raise
@@ -301,7 +306,28 @@ class Runtime:
         if seccomp is not None:
             process["seccomp"] = seccomp
         exec_id = f"{record.id}-{next(self._exec_numbers)}"
-        return await exec.exec_sync(self.parts.handler, self.parts.cgroups, facts, exec_id, process, timeout)
+        parts = self.parts
+        try:
+            return await exec.exec_sync(parts.handler, parts.cgroups, facts, self._execs, exec_id, process, timeout)
+        except Unavailable:
+            self._sweep_soon()
+            raise
+
+    def _sweep_soon(self) -> None:
+        """A process of Tare's was lost: what it was about to tell of is looked for once there is another."""
+        if self._sweep is None or self._sweep.done():
+            self._sweep = asyncio.ensure_future(self._sweep_in(SWEEP_SECONDS))
+
+    async def _sweep_in(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        await self.sweep()
+
+    async def sweep(self) -> None:
+        """End what an earlier launcher has made and nobody waits for."""
+        parts = self.parts
+        ours = strays.known(self._store) | self._execs
+        left = strays.find(parts.run, ours, parts.handler.launcher_start_time())
+        await strays.end(parts.run, parts.handler, left)
 
     async def reopen_log(self, container_id: str) -> None:
         """Raises NotFound, FailedPrecondition."""

@@ -9,6 +9,7 @@ What names something of the node (sources, devices, pinned namespaces) is taken 
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,16 +80,18 @@ def container_spec(
     seccomp: Mapping[str, Any] | None = None,
     target_pid: int | None = None,
     annotations: Mapping[str, str] | None = None,
+    volumes: Mapping[str, str] | None = None,
 ) -> Spec:
-    """The whole configuration.
+    """The whole configuration, with a field of Tare's own: `directories` are to be there, made in the writable layer if need be.
 
     `devices` are those asked for (a privileged container's: all of the node's), `rootfs` is root.path, `target_pid` the
-    main process of the container that TARGET names. Raises InvalidArgument, or FailedPrecondition for what this node cannot do.
+    main process of the container that TARGET names, `volumes` mount options of image volumes by container path.
+    Raises InvalidArgument, or FailedPrecondition for what this node cannot do.
     """
     refuse_unsupported(container)
     security = container.security
     pod_modes = pod.security.namespaces
-    wanted = mounts(container, surroundings, pod_modes.ipc)
+    wanted = mounts(container, surroundings, pod_modes.ipc, volumes)
     modes = namespaces(pod_modes, security.namespaces or pod_modes, surroundings.pins, target_pid, security.privileged)
     linux: dict[str, Any] = {
         "namespaces": namespaces_of(modes),
@@ -108,9 +111,17 @@ def container_spec(
         "root": {"path": str(rootfs), "readonly": security.readonly_rootfs},
         "process": process(container, image, user, home, surroundings.hostname),
         "mounts": wanted,
+        "directories": declared(image, wanted),
         "annotations": dict(annotations or {}),
         "linux": linux,
     }
+
+
+def declared(image: ImageSettings, mounts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The directories that the image's configuration names as volumes, but for those that are mounted upon."""
+    taken = {mount["destination"] for mount in mounts}
+    paths = dict.fromkeys(posixpath.normpath("/" + path.lstrip("/")) for path in image.volumes if "\0" not in path)
+    return [path for path in paths if path != "/" and path not in taken]
 
 
 def refuse_unsupported(container: ContainerConfig) -> None:

@@ -45,9 +45,15 @@ PROPAGATIONS = {
 }
 
 
-def mounts(container: ContainerConfig, surroundings: PodSurroundings, ipc: NamespaceMode) -> list[OciMount]:
-    """All mounts in order. Raises InvalidArgument."""
-    wanted = [request_mount(mount) for mount in container.mounts]
+def mounts(
+    container: ContainerConfig,
+    surroundings: PodSurroundings,
+    ipc: NamespaceMode,
+    volumes: Mapping[str, str] | None = None,
+) -> list[OciMount]:
+    """All mounts in order. `volumes` are the options that name image volumes' layers, by container path. Raises InvalidArgument."""
+    volumes = volumes or {}
+    wanted = [request_mount(mount, volumes.get(mount.container_path, "")) for mount in container.mounts]
     taken = {mount["destination"] for mount in wanted}
     first = [*base(privileged=container.security.privileged), shared_memory(surroundings, ipc)]
     first = [mount for mount in first if not replaced(mount["destination"], taken)]
@@ -104,12 +110,12 @@ def pod_files(surroundings: PodSurroundings, *, readonly: bool) -> list[OciMount
     return [bind(f"/etc/{name}", str(surroundings.directory / name), ["rprivate", access]) for name in names]
 
 
-def request_mount(mount: Mount) -> OciMount:
-    """One mount of the request. Raises InvalidArgument for what CRI does not allow."""
+def request_mount(mount: Mount, layers: str = "") -> OciMount:
+    """One mount of the request; `layers` is the option of an image volume's. Raises InvalidArgument for what CRI does not allow."""
     doing = f"mount {mount.container_path!r}"
-    if mount.image is not None:
-        raise InvalidArgument(doing, cause="image volumes are not supported")
     destination = clean(doing, mount.container_path, "container_path")
+    if mount.image is not None:
+        return image_mount(mount, destination, layers)
     source = clean(doing, mount.host_path, "host_path")
     options = [PROPAGATIONS[mount.propagation], "ro" if mount.readonly else "rw"]
     if mount.recursive_read_only:
@@ -122,6 +128,20 @@ def request_mount(mount: Mount) -> OciMount:
     for key, mappings in (("uidMappings", mount.uid_mappings), ("gidMappings", mount.gid_mappings)):
         if mappings:
             result[key] = [mapping(item) for item in mappings]
+    return result
+
+
+def image_mount(mount: Mount, destination: str, layers: str) -> OciMount:
+    """The layers of an image, read-only whatever else is asked for. Devices in an image are of no use to who mounts it."""
+    doing = f"mount {mount.container_path!r}"
+    if not layers:
+        raise InvalidArgument(doing, cause="nothing is known of the image")
+    if mount.uid_mappings or mount.gid_mappings:
+        raise InvalidArgument(doing, cause="an image is mounted with its own owners; mappings are not supported")
+    options = ["nodev", *checked(doing, mount.options), "ro", layers]
+    result: OciMount = {"destination": destination, "type": "overlay", "source": "overlay", "options": options}
+    if mount.image_sub_path:
+        result["subPath"] = mount.image_sub_path
     return result
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tare.errors import InvalidArgument
-from tare.handlers.compile import CAPABILITIES
+from tare.handlers.capabilities import CAPABILITIES
 from tare.runtime.records import Capabilities, ContainerConfig, User
 from tare.runtime.spec_types import ImageSettings
 

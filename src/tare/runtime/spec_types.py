@@ -29,6 +29,10 @@ class ImageSettings(Protocol):
     def working_dir(self) -> str:
         """The default working directory."""
 
+    @property
+    def volumes(self) -> tuple[str, ...]:
+        """Directories that are to be there."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceNode:

@@ -16,6 +16,7 @@ import errno
 import os
 import secrets
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from tare.errors import InternalError, ResourceExhausted
 REMOVED = ".removed-"
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 BLOCK = 512
+CHEAP_COUNT = 0.01  # seconds of CPU time; a count that took no longer is made anew each time
+COUNT_PAUSE = 10  # counting all layers takes at most one part in so many of the time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,9 @@ class Snapshots:
 
     def __init__(self, root: Path) -> None:
         self._base = root / "containers"
+        self._total = Usage(bytes=0, inodes=0)
+        self._fresh_until = 0.0
+        self._counting: asyncio.Task[Usage] | None = None
 
     def get(self, container_id: str, lowers: tuple[Path, ...]) -> Overlay:
         """The paths alone; nothing is made or looked at."""
@@ -94,6 +100,23 @@ class Snapshots:
     async def usage(self, container_id: str) -> Usage:
         """What the writable layer takes, hard links counted once; zero where there is none. A tree that changes meanwhile is counted roughly."""
         return await asyncio.to_thread(measure, self._directory(container_id) / "upper")
+
+    async def total(self) -> Usage:
+        """What all writable layers take together. Those who ask at one time share one count; one that took long is kept for a while."""
+        if time.monotonic() < self._fresh_until:
+            return self._total
+        if self._counting is None:
+            self._counting = asyncio.ensure_future(self._count())
+        return await asyncio.shield(self._counting)
+
+    async def _count(self) -> Usage:
+        try:
+            self._total, cost = await asyncio.to_thread(timed, self._base)
+        finally:
+            self._counting = None
+        if cost > CHEAP_COUNT:
+            self._fresh_until = time.monotonic() + cost * COUNT_PAUSE
+        return self._total
 
 
 def make(base: Path, overlay: Overlay) -> None:
@@ -253,6 +276,12 @@ def measure(path: Path) -> Usage:
     finally:
         os.close(fd)
     return Usage(bytes=counter.bytes, inodes=counter.inodes)
+
+
+def timed(path: Path) -> tuple[Usage, float]:
+    """As `measure`, and how many seconds of CPU time that took."""
+    began = time.thread_time()
+    return measure(path), time.thread_time() - began
 
 
 def open_below(path: str | Path, fd: int | None = None) -> int | None:

@@ -1,0 +1,1 @@
+"""Generated from tare.proto by scripts/generate_proto.py."""

@@ -1,0 +1,199 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Credentials(_message.Message):
+    __slots__ = ("server_address", "username", "password", "identity_token", "registry_token")
+    SERVER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    USERNAME_FIELD_NUMBER: _ClassVar[int]
+    PASSWORD_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    REGISTRY_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    server_address: str
+    username: str
+    password: str
+    identity_token: str
+    registry_token: str
+    def __init__(self, server_address: _Optional[str] = ..., username: _Optional[str] = ..., password: _Optional[str] = ..., identity_token: _Optional[str] = ..., registry_token: _Optional[str] = ...) -> None: ...
+
+class PullRequest(_message.Message):
+    __slots__ = ("image", "auth")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    AUTH_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    auth: Credentials
+    def __init__(self, image: _Optional[str] = ..., auth: _Optional[_Union[Credentials, _Mapping]] = ...) -> None: ...
+
+class PushRequest(_message.Message):
+    __slots__ = ("image", "target", "auth")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    AUTH_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    target: str
+    auth: Credentials
+    def __init__(self, image: _Optional[str] = ..., target: _Optional[str] = ..., auth: _Optional[_Union[Credentials, _Mapping]] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("blob", "done", "total", "state", "image_id", "digest")
+    BLOB_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    blob: str
+    done: int
+    total: int
+    state: str
+    image_id: str
+    digest: str
+    def __init__(self, blob: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., state: _Optional[str] = ..., image_id: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class ImageRequest(_message.Message):
+    __slots__ = ("image",)
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    def __init__(self, image: _Optional[str] = ...) -> None: ...
+
+class TagRequest(_message.Message):
+    __slots__ = ("image", "name")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    name: str
+    def __init__(self, image: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class ImageReply(_message.Message):
+    __slots__ = ("image_id", "name")
+    IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    image_id: str
+    name: str
+    def __init__(self, image_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class SaveRequest(_message.Message):
+    __slots__ = ("images", "docker")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    DOCKER_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedScalarFieldContainer[str]
+    docker: bool
+    def __init__(self, images: _Optional[_Iterable[str]] = ..., docker: _Optional[bool] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class LoadRequest(_message.Message):
+    __slots__ = ("data", "name")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    name: str
+    def __init__(self, data: _Optional[bytes] = ..., name: _Optional[str] = ...) -> None: ...
+
+class LoadReply(_message.Message):
+    __slots__ = ("images",)
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedCompositeFieldContainer[LoadedImage]
+    def __init__(self, images: _Optional[_Iterable[_Union[LoadedImage, _Mapping]]] = ...) -> None: ...
+
+class LoadedImage(_message.Message):
+    __slots__ = ("image_id", "names")
+    IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    image_id: str
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, image_id: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class HistoryReply(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[HistoryEntry]
+    def __init__(self, entries: _Optional[_Iterable[_Union[HistoryEntry, _Mapping]]] = ...) -> None: ...
+
+class HistoryEntry(_message.Message):
+    __slots__ = ("created", "created_by", "comment", "size", "layer")
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    CREATED_BY_FIELD_NUMBER: _ClassVar[int]
+    COMMENT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    created: str
+    created_by: str
+    comment: str
+    size: int
+    layer: str
+    def __init__(self, created: _Optional[str] = ..., created_by: _Optional[str] = ..., comment: _Optional[str] = ..., size: _Optional[int] = ..., layer: _Optional[str] = ...) -> None: ...
+
+class VerifyRequest(_message.Message):
+    __slots__ = ("images",)
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, images: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RepairRequest(_message.Message):
+    __slots__ = ("image", "auth")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    AUTH_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    auth: Credentials
+    def __init__(self, image: _Optional[str] = ..., auth: _Optional[_Union[Credentials, _Mapping]] = ...) -> None: ...
+
+class Finding(_message.Message):
+    __slots__ = ("image_id", "kind", "name", "trouble", "repaired")
+    IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_FIELD_NUMBER: _ClassVar[int]
+    image_id: str
+    kind: str
+    name: str
+    trouble: str
+    repaired: bool
+    def __init__(self, image_id: _Optional[str] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ..., trouble: _Optional[str] = ..., repaired: _Optional[bool] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("image", "auth")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    AUTH_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    auth: Credentials
+    def __init__(self, image: _Optional[str] = ..., auth: _Optional[_Union[Credentials, _Mapping]] = ...) -> None: ...
+
+class Explanation(_message.Message):
+    __slots__ = ("depth", "text")
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    depth: int
+    text: str
+    def __init__(self, depth: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
+
+class OutdatedRequest(_message.Message):
+    __slots__ = ("images", "auth")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    AUTH_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedScalarFieldContainer[str]
+    auth: _containers.RepeatedCompositeFieldContainer[Credentials]
+    def __init__(self, images: _Optional[_Iterable[str]] = ..., auth: _Optional[_Iterable[_Union[Credentials, _Mapping]]] = ...) -> None: ...
+
+class Freshness(_message.Message):
+    __slots__ = ("name", "image_id", "here", "there", "trouble")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    HERE_FIELD_NUMBER: _ClassVar[int]
+    THERE_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    image_id: str
+    here: str
+    there: str
+    trouble: str
+    def __init__(self, name: _Optional[str] = ..., image_id: _Optional[str] = ..., here: _Optional[str] = ..., there: _Optional[str] = ..., trouble: _Optional[str] = ...) -> None: ...
