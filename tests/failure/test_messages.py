@@ -58,10 +58,20 @@ def health(launch: Launch) -> list[tuple[int, int]]:
     return [(pid, len(os.listdir(f"/proc/{pid}/fd"))) for pid in pids]
 
 
+async def settled(launch: Launch) -> list[tuple[int, int]]:
+    """The same once both have taken the daemon's connections, and nothing of that is on its way any more."""
+    await launch.handler.check_sources([("/", False)])
+    seen = [health(launch)]
+    while len(seen) < 5 or len({tuple(each) for each in seen[-5:]}) > 1:
+        await asyncio.sleep(0.02)
+        seen.append(health(launch))
+    return seen[-1]
+
+
 @pytest.mark.parametrize("name", ["keeper", "launcher"])
 def test_bytes_that_are_no_message_end_the_connection_and_nothing_else(tmp_path: Path, name: str) -> None:
     async def body(launch: Launch) -> None:
-        before = health(launch)
+        before = await settled(launch)
         noise = random.Random(7)
         packets_of_noise = [
             b"\0",
@@ -93,7 +103,7 @@ def test_every_kind_with_wrong_fields(tmp_path: Path, name: str) -> None:
     """Too few, too many, of the wrong kind, without the descriptors: refused on a connection that goes on."""
 
     async def body(launch: Launch) -> None:
-        before = health(launch)
+        before = await settled(launch)
         shapes: list[tuple[bytes | int, ...]] = [(), (1,), (b"", b"", b"", b""), (-1, -1, -1), (b"x" * 1000, 5, 5)]
         with Client(launch, name) as client:
             for kind in [*range(60), 255]:
@@ -113,7 +123,7 @@ def test_every_kind_with_wrong_fields(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["keeper", "launcher"])
 def test_descriptors_that_nobody_asked_for_are_closed(tmp_path: Path, name: str) -> None:
     async def body(launch: Launch) -> None:
-        before = health(launch)
+        before = await settled(launch)
         ours, theirs = os.pipe2(os.O_CLOEXEC)
         with Client(launch, name) as client:
             for kind in (wire.HELLO, wire.FETCH, wire.DROP, wire.START, wire.ABANDON, 99, 0):
@@ -135,7 +145,7 @@ def test_descriptors_that_nobody_asked_for_are_closed(tmp_path: Path, name: str)
 
 def test_what_the_keeper_keeps(tmp_path: Path) -> None:
     async def body(launch: Launch) -> None:
-        before = health(launch)
+        before = await settled(launch)
         first, second = os.pipe2(os.O_CLOEXEC)
         with Client(launch, "keeper") as client:
             for key in (b"a/1", b"a/2", b"b"):
