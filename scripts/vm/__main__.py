@@ -4,7 +4,7 @@
     ./dev test-vm [...] --command "SHELL COMMAND"
 
 Without pytest arguments that name tests, those of `selection` run. The exit code is the command's own in the guest; 124 if its time
-was over, 125 if the guest ended by itself or could not be booted.
+was over, 125 if the guest ended by itself or could not be booted. Variables that begin with TARE_ are the guest's too.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def boot(options: argparse.Namespace, rest: Sequence[str]) -> int:
     kernel = prepare(cache())
     tests = pytest_command(rest, systemd=options.systemd, colour=sys.stdout.isatty())
     command = ["/bin/sh", "-c", options.command] if options.command else tests
-    text = script(command, seconds=options.timeout - LAST_SECONDS)
+    ours = {name: value for name, value in os.environ.items() if name.startswith("TARE_")}
+    text = script(command, seconds=options.timeout - LAST_SECONDS, environment={**ENVIRONMENT, **ours})
     guest = Guest(kernel=kernel, script=text, systemd=options.systemd, append=options.append)
     tell(f"booting Linux {kernel.release} with {'systemd' if options.systemd else 'a plain init'}, emulated")
     return run(guest, cache(), options.timeout, show)
@@ -87,7 +88,7 @@ def pytest_command(arguments: Sequence[str], *, systemd: bool, colour: bool) -> 
     return [".venv/bin/python", "-m", "pytest", *PYTEST_OPTIONS, colours, *arguments, *chosen]
 
 
-def script(command: Sequence[str], *, seconds: float, environment: Mapping[str, str] = ENVIRONMENT) -> str:
+def script(command: Sequence[str], *, seconds: float, environment: Mapping[str, str]) -> str:
     """What the guest's sh runs. The command is interrupted after so many seconds, so that it can still tell what it knows."""
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
     limit = f"timeout --signal=INT --kill-after={LAST_SECONDS // 2} {max(seconds, 1):.0f}"
@@ -105,9 +106,9 @@ def tell(text: str) -> None:
     print(f"test-vm: {text}", file=sys.stderr, flush=True)
 
 
-def interrupted(_number: int, _frame: FrameType | None) -> NoReturn:
+def interrupted(number: int, _frame: FrameType | None) -> NoReturn:
     """A polite end, by the same way out as Ctrl-C."""
-    raise KeyboardInterrupt
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ mkdir -p usr/lib/modules
 mount --bind "$modules" usr/lib/modules
 mount -t proc -o nosuid,nodev,noexec proc proc
 mount -t sysfs -o nosuid,nodev,noexec sysfs sys
+mount -t securityfs -o nosuid,nodev,noexec securityfs sys/kernel/security
 mount -t devtmpfs -o nosuid,mode=755 devtmpfs dev
 mkdir dev/pts dev/shm dev/mqueue
 mount -t devpts -o nosuid,noexec,gid=5,mode=620,ptmxmode=666 devpts dev/pts

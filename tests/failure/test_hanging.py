@@ -111,15 +111,14 @@ def test_a_stopped_launcher_keeps_no_exit_to_itself(tmp_path: Path, monkeypatch:
 
     async def body(launch: Launch) -> None:
         box = await launch.start(WAITS, stdin=True)
-        launcher = launch.pid_of("launcher")
-        os.kill(launcher, signal.SIGSTOP)
+        launch.signal_ours("launcher", signal.SIGSTOP)
         try:
             os.write(box.streams["stdin"], b"17\n")
             end = await launch.wait(box.process)
             assert (end.code, end.known) == (17, True)
             assert not launch.handler.alive(box.process)
         finally:
-            os.kill(launcher, signal.SIGCONT)
+            launch.signal_ours("launcher", signal.SIGCONT)
         await until(lambda: not Path(f"/proc/{box.process.pid}").exists(), "the reaping")
         for path in (launch.run_directory / "exits").iterdir():
             path.unlink()

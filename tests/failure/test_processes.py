@@ -98,7 +98,7 @@ def test_calls_under_way_when_the_launcher_dies(tmp_path: Path) -> None:
             calls = [asyncio.ensure_future(launch.start(SLEEP)) for _ in range(3)]
             calls_of_exec = [asyncio.ensure_future(launch.exec(box, ["true"])) for _ in range(3)]
             await asyncio.sleep(pause)
-            os.kill(old, signal.SIGKILL)
+            assert launch.signal_ours("launcher", signal.SIGKILL) == old
             for result in await asyncio.gather(*calls, *calls_of_exec, return_exceptions=True):
                 if isinstance(result, BaseException):
                     assert isinstance(result, Unavailable | StartFailed), result
@@ -130,7 +130,7 @@ def test_a_child_at_its_gate_ends_with_its_launcher(tmp_path: Path) -> None:
 def test_a_launcher_that_dies_between_creation_and_start(tmp_path: Path) -> None:
     async def body(launch: Launch) -> None:
         def kill(process: Process) -> None:
-            os.kill(launch.pid_of("launcher"), signal.SIGKILL)
+            launch.signal_ours("launcher", signal.SIGKILL)
 
         with pytest.raises((Unavailable, StartFailed)):
             await launch.start(SLEEP, on_created=kill)

@@ -32,6 +32,7 @@ from tare.config import RuntimeConfig
 from tare.handlers.builtin import BuiltinHandler, Hierarchies, PodNamespaces, Process
 from tare.handlers.compile import Filter
 from tare.handlers.processes import ExitRecord
+from tare.launch import linux
 from tare.storage.overlay import Overlay
 from tests.support import leaks
 from tests.support.mounts import mounts_below
@@ -341,9 +342,22 @@ class Launch:
     # Processes of ours
 
     def pid_of(self, name: str) -> int:
-        """The PID of "keeper" or "launcher"; 0 where there is none."""
+        """The PID of "keeper" or "launcher"; 0 where there is none. The launcher's children have its name until they exec."""
+        if name == "launcher":
+            recorded = linux.recorded(str(self.run_directory / "launcher.pid"))
+            if recorded is None:
+                return 0
+            os.close(recorded[1])
+            return recorded[0]
         found = [process.pid for process in self._ours() if process.name == f"tare-{name}"]
         return found[0] if found else 0
+
+    def signal_ours(self, name: str, number: int) -> int:
+        """Signal the keeper or the launcher, which must be there; its PID."""
+        pid = self.pid_of(name)
+        assert pid > 0, f"there is no {name}"  # PID 0 is the whole process group of the tests
+        os.kill(pid, number)
+        return pid
 
     def _ours(self) -> list[leaks.Process]:
         """Keeper, launcher and what they have forked that has not become another program."""
@@ -351,7 +365,9 @@ class Launch:
 
     async def kill_ours(self, name: str) -> None:
         """SIGKILL the keeper or the launcher, and wait until it is gone."""
-        await ended_by(self.pid_of(name), signal.SIGKILL)
+        pid = self.pid_of(name)
+        assert pid > 0, f"there is no {name}"
+        await ended_by(pid, signal.SIGKILL)
 
     async def destroy(self) -> list[str]:
         """End everything. Returns what did not end by itself."""
