@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tare.handlers.builtin import StartFailed
-from tests.support.launch import Box, Launch, bind, in_launch, python_mounts, readable, standard_mounts
+from tests.support.launch import Box, Launch, bind, in_launch, python_mounts, readable, standard_mounts, until
 
 pytestmark = pytest.mark.root
 
@@ -136,13 +136,13 @@ def test_a_device_in_the_place_of_the_multiplexer_is_not_opened(tmp_path: Path) 
 
 def test_a_failed_start_gives_the_terminal_back(tmp_path: Path) -> None:
     async def body(launch: Launch) -> None:
+        await launch.run(["true"])
         launcher = launch.pid_of("launcher")
         before = len(os.listdir(f"/proc/{launcher}/fd"))
         with pytest.raises(StartFailed):
             await launch.start(["nonexistent"], terminal=True)
         with pytest.raises(StartFailed):
             await launch.start(["sh"], terminal=True, cwd="/bin/busybox")
-        await launch.run(["true"])
-        assert len(os.listdir(f"/proc/{launcher}/fd")) == before
+        await until(lambda: len(os.listdir(f"/proc/{launcher}/fd")) == before, "the closing of all")
 
     in_launch(tmp_path, body)

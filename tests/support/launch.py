@@ -184,6 +184,7 @@ class Launch:
         layer(self.layer)
         try:
             await self.handler.connect()
+            await until(lambda: self.pid_of("launcher") > 0, "the launcher")
         except BaseException:
             await self.destroy()
             raise
