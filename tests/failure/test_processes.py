@@ -218,8 +218,10 @@ def test_nobody_s_child(tmp_path: Path) -> None:
         for name in ("keeper", "launcher"):
             fields = Path(f"/proc/{launch.pid_of(name)}/stat").read_text().rpartition(")")[2].split()
             assert int(fields[1]) != os.getpid() and int(fields[3]) != os.getsid(0)
+        keeper = launch.pid_of("keeper")
         await launch.kill_ours("keeper")
-        assert children(os.getpid()) == []
+        await replaced(launch, "keeper", keeper)
+        await until(lambda: children(os.getpid()) == [], "the end of what started it")
 
     in_launch(tmp_path, body)
 
