@@ -277,6 +277,7 @@ def test_a_strangers_pod_group_is_neither_completed_nor_removed(groups: CgroupMa
         assert stranger.is_dir()
         for other in groups.hierarchies:
             shared = Path(other.directory, "tare-detached")  # which another daemon may have groups in
+            assert not (shared / "a").exists()
             assert not shared.exists() or any(entry.is_dir() for entry in shared.iterdir())
     finally:
         stranger.rmdir()
