@@ -19,7 +19,7 @@ import select
 import socket
 import time
 
-from tare.launch import crilog, journal, linux, logfile, packets, pump, slots, spares, wire
+from tare.launch import crilog, inputs, journal, linux, logfile, packets, pump, slots, spares, taps, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,15 +34,15 @@ QUIET = select.EPOLLIN | select.EPOLLET  # nobody writes: told once of that, and
 
 
 class Stream:
-    """One FIFO or terminal that is read. `quiet` while nobody writes to it."""
+    """One FIFO or terminal that is read. `quiet` while nobody writes to it, `held` while it must wait for a client (`taps`)."""
 
-    __slots__ = ("container", "fd", "index", "quiet")
+    __slots__ = ("container", "fd", "held", "index", "quiet")
 
     def __init__(self, container: pump.Container, index: int, fd: int) -> None:
         self.container = container
         self.index = index
         self.fd = fd
-        self.quiet = False
+        self.quiet = self.held = False
 
 
 class Refused(Exception):
@@ -82,14 +82,15 @@ class Logger:
         self.pump = pump.Pump(self.journal, pipe)
         self.containers: dict[bytes, pump.Container] = {}
         self.streams: dict[int, Stream] = {}
-        self.inputs: dict[bytes, int] = {}  # writing ends of stdin FIFOs, by container ID
         self.draining: dict[bytes, list[tuple[socket.socket, int]]] = {}
         self.again: list[Stream] = []
         self.connections: dict[int, socket.socket] = {}
         self.listener = listener
         self.spares = spares.Spares(f"{self.run}/keeper.sock")
+        self.inputs = inputs.Inputs(self.run, self.spares)
         self.epoll = select.epoll()
         self.epoll.register(listener, select.EPOLLIN)
+        self.taps = taps.Taps(self.epoll, self.tapped)
         self.idle_since: float | None = None
         self.retry_at: float | None = None
 
@@ -102,8 +103,8 @@ class Logger:
         while self.idle_since is None or time.monotonic() < self.idle_since + IDLE_LIFE:
             again, self.again = self.again, []
             events = self.epoll.poll(0 if again else self.patience(), EVENTS)
-            for fd, _ in events:
-                self.event(fd)
+            for fd, what in events:
+                self.event(fd, what)
             if not events and not again:
                 self.pump.rest()
             for stream in again:
@@ -112,10 +113,12 @@ class Logger:
             self.chores()
         self.journal.remove()
 
-    def event(self, fd: int) -> None:
+    def event(self, fd: int, what: int) -> None:
         """One descriptor is ready; it may be closed by now, or be another's, which finds nothing."""
         if fd in self.streams:
             self.read(self.streams[fd])
+        elif fd in self.taps.by_fd:
+            self.taps.event(fd, what)
         elif fd in self.connections:
             self.message(self.connections[fd])
         elif fd == self.listener.fileno():
@@ -129,11 +132,15 @@ class Logger:
         if self.idle_since is not None:
             due = self.idle_since + IDLE_LIFE
         wait = -1 if due is None else max(0.0, due - time.monotonic())
+        if self.taps and (patience := self.taps.patience()) is not None:
+            wait = patience if wait < 0 else min(wait, patience)
         return REST if self.pump.worked and not 0 <= wait < REST else wait
 
     def chores(self) -> None:
         """What waits for its time. Nothing does while all is well, so that an idle logger costs nothing."""
-        if self.containers or self.connections:
+        if self.taps:
+            self.taps.expire()
+        if self.containers or self.connections or self.taps:
             self.idle_since = None
         elif self.idle_since is None:
             self.idle_since = time.monotonic()
@@ -152,8 +159,7 @@ class Logger:
         self.spares.store(spares.PRIVATE_PIPE + self.group, *self.pipe)
         for stream in self.streams.values():
             self.spares.store(spare_key(stream.container, stream.index), stream.fd)
-        for identity, fd in self.inputs.items():
-            self.spares.store(b"fifo/%s/stdin" % identity, fd)
+        self.inputs.store()
         for container in self.containers.values():
             self.recall_terminal(container)
 
@@ -170,6 +176,8 @@ class Logger:
     def read(self, stream: Stream) -> None:
         """One batch; each stream gets its turn."""
         container = stream.container
+        if stream.held:
+            return
         moved = self.pump.move(container, stream.index, stream.fd)
         if moved == pump.OVER:
             self.silent(stream)
@@ -177,6 +185,9 @@ class Logger:
             if stream.quiet:
                 stream.quiet = False
                 self.epoll.modify(stream.fd, LEVEL)
+            if self.taps:
+                self.taps.feed(container.id, stream.index, self.journal.data(moved))
+                self.hold(container)
             if container.id in self.draining:
                 # A FIFO opened after its last writer has gone never hangs up: its end must be looked for.
                 self.again.append(stream)
@@ -196,6 +207,28 @@ class Logger:
             stream.quiet = True
             self.epoll.modify(stream.fd, QUIET)
 
+    def hold(self, container: pump.Container) -> None:
+        """Read no more of a container while a client of it has not taken what was read. One that has ended has little left to say."""
+        if not self.taps.blocked(container.id) or container.id in self.draining:
+            return
+        for stream in self.streams_of(container):
+            if not stream.held:
+                stream.held = True
+                self.epoll.unregister(stream.fd)
+
+    def tapped(self, identity: bytes) -> None:
+        """Go on reading a container, if no client is in the way any more."""
+        container = self.containers.get(identity)
+        if container is None or self.taps.blocked(identity):
+            return
+        self.release(container)
+
+    def release(self, container: pump.Container) -> None:
+        for stream in self.streams_of(container):
+            if stream.held:
+                stream.held = stream.quiet = False
+                self.epoll.register(stream.fd, LEVEL)
+
     def watch(self, container: pump.Container, index: int, fd: int) -> None:
         """Begin to read a stream, with a spare of it in the keeper."""
         os.set_blocking(fd, False)
@@ -204,7 +237,8 @@ class Logger:
         self.epoll.register(fd, LEVEL)
 
     def close(self, stream: Stream) -> None:
-        self.epoll.unregister(stream.fd)
+        if not stream.held:
+            self.epoll.unregister(stream.fd)
         del self.streams[stream.fd]
         os.close(stream.fd)
 
@@ -267,6 +301,14 @@ class Logger:
                 raise Refused(b"find container", OSError(errno.ENOENT, "no log of this container here", identity))
             with Step(b"open log"):
                 self.pump.reopen(container)
+        elif kind == wire.ATTACH:
+            if container is None or not fds:
+                raise Refused(b"find container", OSError(errno.ENOENT, "no log of this container here", identity))
+            with Step(b"join a client"):
+                self.attach(container, fds[0])
+        elif kind == wire.CLOSE_INPUT:
+            with Step(b"end stdin"):
+                self.inputs.end(identity)
         elif kind == wire.DRAIN:
             if container is not None and not container.over:
                 self.drain(container, connection, request)
@@ -310,7 +352,7 @@ class Logger:
         except Refused:
             packets.close_all(opened)
             container.close()
-            self.close_input(container)
+            self.inputs.close(container.id)
             raise
         for index, fd in enumerate(opened):
             self.watch(container, index, fd)
@@ -321,7 +363,7 @@ class Logger:
     def open_streams(self, container: pump.Container, fds: list[int], opened: list[int]) -> None:
         """Add the reading ends to `opened`. A FIFO opened for reading without waiting needs no writer."""
         if container.flags & wire.ADD_STDIN:
-            self.open_input(container)
+            self.inputs.open(container.id)
         if container.flags & wire.ADD_TERMINAL:
             if not fds:
                 raise OSError(errno.EBADF, "no terminal came with the request")
@@ -332,23 +374,6 @@ class Logger:
 
     def open_fifo(self, container: pump.Container, index: int) -> int:
         return os.open(self.fifo(container, crilog.STREAMS[index]), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-
-    def open_input(self, container: pump.Container) -> None:
-        """Hold the writing end of stdin. Opening it for writing alone wants a reader: we are one for a moment."""
-        path = self.fifo(container, b"stdin")
-        both = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        finally:
-            os.close(both)
-        self.inputs[container.id] = fd
-        self.spares.store(b"fifo/%s/stdin" % container.id, fd)
-
-    def close_input(self, container: pump.Container) -> None:
-        fd = self.inputs.pop(container.id, -1)
-        if fd >= 0:
-            os.close(fd)
-            self.spares.drop(b"fifo/%s/stdin" % container.id)
 
     def fifo(self, container: pump.Container, name: bytes) -> bytes:
         return b"%s/containers/%s/%s" % (os.fsencode(self.run), container.id, name)
@@ -364,9 +389,16 @@ class Logger:
         container.describe(*entry)
         self.watch(container, 0, os.dup(fds[0]))
 
+    def attach(self, container: pump.Container, fd: int) -> None:
+        """A client gets a copy from now on."""
+        self.taps.add(container.id, fd)
+        if container.over:
+            self.taps.finish(container.id)
+
     def drain(self, container: pump.Container, connection: socket.socket, request: int) -> None:
         """Answered when all streams have ended, which may be now."""
         self.draining.setdefault(container.id, []).append((connection, request))
+        self.release(container)
         watched = self.streams_of(container)
         unwatched = set(range(container.streams)) - {stream.index for stream in watched}
         for index in unwatched:
@@ -379,6 +411,7 @@ class Logger:
     def settle(self, container: pump.Container) -> None:
         """Answer those who wait for a container's end, if it has come."""
         if container.over:
+            self.taps.finish(container.id)
             for connection, request in self.draining.pop(container.id, ()):
                 self.reply(connection, wire.OK, request)
 
@@ -386,6 +419,7 @@ class Logger:
         """Forget a container. Its log stays; what nobody has drained is gone."""
         for stream in self.streams_of(container):
             self.close(stream)
+        self.taps.finish(container.id)
         self.journal.commit(container.slot, journal.Record())
         self.let_go(container)
         slots.remove(self.slots, container.slot)
@@ -396,7 +430,7 @@ class Logger:
 
     def let_go(self, container: pump.Container) -> None:
         """Drop every spare of a container."""
-        self.close_input(container)
+        self.inputs.close(container.id)
         self.spares.drop(b"fifo/%s/" % container.id)
         self.spares.drop(b"tty/%s" % container.id)
 
@@ -423,8 +457,8 @@ class Logger:
 
     def resume(self, container: pump.Container) -> None:
         """Watch the streams again that have not ended. One whose FIFO is gone has."""
-        if container.flags & wire.ADD_STDIN and os.path.lexists(self.fifo(container, b"stdin")):
-            self.open_input(container)
+        if container.flags & wire.ADD_STDIN:
+            self.inputs.open_again(container.id)
         if container.flags & wire.ADD_TERMINAL:
             self.recall_terminal(container)
             return

@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
 
+FIFO = b"fifo/"
 PRIVATE_PIPE = b"logger/"  # the key of a group's private pipe, before the group's name
 PATIENCE = 1000  # milliseconds for an answer, of which the logger needs none but when it begins
 

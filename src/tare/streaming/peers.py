@@ -1,0 +1,437 @@
+"""The two kinds of connection to a client, SPDY and WebSocket, as streams that are read and written with bounded memory.
+
+A reader task takes what comes and puts it into the streams' inboxes. While an inbox is full nothing is read from the connection, so that a
+client is held back by TCP itself; while the client is slow, `send` waits. When the connection ends, `gone` is set and every inbox ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import select
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, Protocol, TypeVar
+
+from wsproto.connection import Connection as WebSocket
+from wsproto.connection import ConnectionState, ConnectionType
+from wsproto.events import (
+    BytesMessage,
+    CloseConnection,
+    Event,
+    Message,
+    Ping,
+    TextMessage,
+)
+from wsproto.utilities import RemoteProtocolError
+
+from tare.streaming import spdy
+
+log = logging.getLogger(__name__)
+
+CHUNK = 64 << 10
+HIGH = 1 << 20  # bytes in an inbox from which on nothing more is read
+MANY = 4096  # pieces, likewise: small ones take more room than their bytes
+MAX_MESSAGE = 4 << 20  # bytes of one WebSocket message
+CLOSE_SECONDS = 5.0
+LOOK = 1.0  # seconds between two looks for a client that is not read from
+NORMAL, PROTOCOL_ERROR, TOO_BIG = 1000, 1002, 1009
+
+
+Piece = TypeVar("Piece", bytes, bytes | str)
+
+
+class Inbox(Generic[Piece]):
+    """Pieces that have come and are not yet taken, and how many bytes they are."""
+
+    def __init__(self, taken: Callable[[int], None] | None = None) -> None:
+        self._taken = taken
+        self._pieces: deque[Piece] = deque()
+        self._size = 0
+        self._ended = False
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+
+    def put(self, piece: Piece) -> None:
+        """One more."""
+        if self._ended:
+            return
+        self._pieces.append(piece)
+        self._size += len(piece)
+        self._news.set()
+        if self._size >= HIGH or len(self._pieces) >= MANY:
+            self._room.clear()
+
+    def end(self) -> None:
+        """There will be no more; what is here can still be taken."""
+        self._ended = True
+        self._news.set()
+
+    def discard(self) -> None:
+        """Nobody will take what is here or comes."""
+        self._pieces.clear()
+        self._size = 0
+        self._ended = True
+        self._news.set()
+        self._room.set()
+
+    async def room(self) -> None:
+        """Until there is place for more."""
+        await self._room.wait()
+
+    async def get(self) -> Piece | None:
+        """What came next; None at the end."""
+        while not self._pieces:
+            if self._ended:
+                return None
+            self._news.clear()
+            await self._news.wait()
+        piece = self._pieces.popleft()
+        self._size -= len(piece)
+        if self._size < HIGH and len(self._pieces) < MANY:
+            self._room.set()
+        if self._taken is not None:
+            self._taken(len(piece))
+        return piece
+
+
+class Carrier(Protocol):
+    """What a peer's bytes travel on."""
+
+    async def read(self) -> bytes:
+        """What came next; b"" at the end."""
+
+    def write(self, data: bytes) -> None:
+        """Send, sooner or later."""
+
+    async def drain(self) -> None:
+        """Until there is room for more. Raises OSError where it is broken."""
+
+    def has_left(self) -> bool:
+        """Whether the client has closed its end, whatever of it is not read yet."""
+
+    async def close(self, ended: asyncio.Event) -> None:
+        """Hang up, and give the client a while to do so first, which sets `ended`."""
+
+
+class Stream:
+    """A connection of the stream kind."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bytes = b"") -> None:
+        self._reader, self._writer, self._first = reader, writer, first
+
+    async def read(self) -> bytes:
+        """See Carrier."""
+        if self._first:
+            first, self._first = self._first, b""
+            return first
+        return await self._reader.read(CHUNK)
+
+    def write(self, data: bytes) -> None:
+        """See Carrier."""
+        if not self._writer.is_closing():
+            self._writer.write(data)
+
+    async def drain(self) -> None:
+        """See Carrier."""
+        await self._writer.drain()
+
+    def has_left(self) -> bool:
+        """See Carrier."""
+        connection = self._writer.get_extra_info("socket")
+        if connection is None or connection.fileno() < 0:
+            return True
+        look = select.poll()
+        look.register(connection.fileno(), select.POLLRDHUP)
+        return bool(look.poll(0))
+
+    async def close(self, ended: asyncio.Event) -> None:
+        """See Carrier. The sending half goes first: closed whole with something unread, TCP would throw away what was sent."""
+        with contextlib.suppress(OSError):
+            if self._writer.can_write_eof():
+                self._writer.write_eof()
+        await bounded(ended.wait())
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await bounded(self._writer.wait_closed())
+
+
+class Peer:
+    """A connection to a client, read from `begin` on until it ends; `close` ends it. `idle`: seconds without a word after which it is given up."""
+
+    def __init__(self, carrier: Carrier, idle: float) -> None:
+        self._carrier, self._idle = carrier, idle
+        self._task: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
+        self.gone = asyncio.Event()
+
+    def begin(self) -> None:
+        """Read from now on."""
+        self._task = asyncio.get_running_loop().create_task(self._serve())
+
+    async def _serve(self) -> None:
+        try:
+            while True:
+                async with asyncio.timeout(self._idle):
+                    data = await self._carrier.read()
+                if not data:
+                    return
+                await self._take(data)
+        except (OSError, TimeoutError, spdy.SpdyError, RemoteProtocolError) as error:
+            log.debug("a streaming client: %r", error)
+        finally:
+            self._push()
+            self._ended.set()
+            self.gone.set()
+            self._end_all()
+
+    async def _take(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    async def _wait_for(self, box: Inbox[Any]) -> None:
+        """Until an inbox has room. Nothing is read meanwhile, so a client that leaves is looked for."""
+        while True:
+            try:
+                async with asyncio.timeout(LOOK):
+                    await box.room()
+                return
+            except TimeoutError:
+                if self._carrier.has_left():
+                    self.gone.set()
+
+    def _end_all(self) -> None:
+        raise NotImplementedError
+
+    def _output(self) -> bytes:
+        raise NotImplementedError
+
+    def _push(self) -> None:
+        """Hand what is to be sent to the connection."""
+        data = self._output()
+        if data and not self._ended.is_set():
+            self._carrier.write(data)
+
+    async def flush(self) -> None:
+        """Send what is to be sent; returns when the client has room for more. A connection that breaks is `gone`."""
+        self._push()
+        with contextlib.suppress(OSError):
+            await self._carrier.drain()
+
+    async def close(self) -> None:
+        """End the connection, with what was sent before it delivered if the client takes it."""
+        await bounded(self.flush())
+        await self._carrier.close(self._ended)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+
+async def bounded(work: Coroutine[Any, Any, object]) -> None:
+    """Wait for it, but not for ever."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(work, CLOSE_SECONDS)
+
+
+class SpdyStream:
+    """One stream of a SPDY connection."""
+
+    def __init__(self, peer: SpdyPeer, number: int, headers: dict[str, str]) -> None:
+        self._peer = peer
+        self.number = number
+        self.headers = headers
+        self.inbox: Inbox[bytes] = Inbox(lambda size: peer.consumed(number, size))
+        self.reset = asyncio.Event()
+
+    async def receive(self) -> bytes:
+        """What came next; b"" at the end."""
+        return await self.inbox.get() or b""
+
+    async def send(self, data: bytes, *, fin: bool = False) -> None:
+        """Bytes to the client, the last ones with `fin`."""
+        await self._peer.send(self.number, data, fin=fin)
+
+    async def abort(self) -> None:
+        """End it both ways at once."""
+        await self._peer.abort(self.number)
+
+
+class SpdyPeer(Peer):
+    """A client that speaks SPDY. New streams come out of `next_stream`, None when the connection is over."""
+
+    def __init__(self, carrier: Carrier, idle: float) -> None:
+        super().__init__(carrier, idle)
+        self._spdy = spdy.Connection()
+        self._streams: dict[int, SpdyStream] = {}
+        self._new: asyncio.Queue[SpdyStream | None] = asyncio.Queue()
+
+    def _output(self) -> bytes:
+        return self._spdy.output()
+
+    async def _take(self, data: bytes) -> None:
+        for event in self._spdy.receive(data):
+            await self._event(event)
+        await self.flush()
+
+    async def _event(self, event: spdy.Event) -> None:
+        if isinstance(event, spdy.Opened):
+            stream = SpdyStream(self, event.stream, event.headers)
+            self._streams[event.stream] = stream
+            self._spdy.accept(event.stream)
+            if event.fin:
+                stream.inbox.end()
+            self._new.put_nowait(stream)
+        elif isinstance(event, spdy.Data):
+            known = self._streams.get(event.stream)
+            if known is not None:
+                if event.data:
+                    known.inbox.put(event.data)
+                if event.fin:
+                    known.inbox.end()
+                await self._wait_for(known.inbox)
+        elif isinstance(event, spdy.Reset):
+            ended = self._streams.pop(event.stream, None)
+            if ended is not None:
+                ended.reset.set()
+                ended.inbox.discard()
+
+    def _end_all(self) -> None:
+        for stream in self._streams.values():
+            stream.inbox.end()
+        self._new.put_nowait(None)
+
+    async def next_stream(self) -> SpdyStream | None:
+        """The next one that the client opens."""
+        return await self._new.get()
+
+    async def send(self, number: int, data: bytes, *, fin: bool) -> None:
+        """Bytes on a stream."""
+        self._spdy.send(number, data, fin=fin)
+        await self.flush()
+
+    async def abort(self, number: int) -> None:
+        """Reset a stream."""
+        ended = self._streams.pop(number, None)
+        if ended is not None:
+            ended.inbox.discard()
+        self._spdy.reset(number)
+        await self.flush()
+
+    def consumed(self, number: int, size: int) -> None:
+        """Tell a client that keeps windows; it goes with what is sent next."""
+        self._spdy.consumed(number, size)
+        self._push()
+
+    async def close(self) -> None:
+        """GOAWAY, and the end."""
+        self._spdy.go_away()
+        for stream in self._streams.values():
+            stream.inbox.discard()
+        await super().close()
+
+
+class WebSocketPeer(Peer):
+    """A client that speaks WebSocket: whole messages come out of `next_message`, None at the end."""
+
+    def __init__(self, carrier: Carrier, idle: float) -> None:
+        super().__init__(carrier, idle)
+        self._socket = WebSocket(ConnectionType.SERVER)
+        self._queue = bytearray()
+        self._parts: list[bytes | str] = []
+        self._length = 0
+        self._messages: Inbox[bytes | str] = Inbox()
+
+    def _output(self) -> bytes:
+        data = bytes(self._queue)
+        self._queue.clear()
+        return data
+
+    def _say(self, event: Event) -> None:
+        if self._socket.state in (ConnectionState.OPEN, ConnectionState.REMOTE_CLOSING):
+            self._queue += self._socket.send(event)
+
+    async def _take(self, data: bytes) -> None:
+        self._socket.receive_data(data)
+        for event in self._socket.events():
+            if isinstance(event, Message):
+                await self._part(event)
+            elif isinstance(event, Ping):
+                self._say(event.response())
+            elif isinstance(event, CloseConnection):
+                self._say(event.response())
+                await self.flush()
+                raise RemoteProtocolError("closed")
+        await self.flush()
+
+    async def _part(self, event: Message[Any]) -> None:
+        self._parts.append(event.data)
+        self._length += len(event.data)
+        if self._length > MAX_MESSAGE:
+            self._say(CloseConnection(code=TOO_BIG, reason="message too big"))
+            raise RemoteProtocolError("message too big")
+        if event.message_finished:
+            parts, self._parts, self._length = self._parts, [], 0
+            whole: bytes | str
+            if isinstance(event, TextMessage):
+                whole = "".join(part for part in parts if isinstance(part, str))
+            else:
+                whole = b"".join(part for part in parts if isinstance(part, bytes))
+            self._messages.put(whole)
+            await self._wait_for(self._messages)
+
+    def _end_all(self) -> None:
+        self._messages.end()
+
+    async def next_message(self) -> bytes | str | None:
+        """The next one; None when the connection is over."""
+        return await self._messages.get()
+
+    async def send(self, message: bytes | str) -> None:
+        """A message to the client."""
+        if isinstance(message, str):
+            self._say(TextMessage(data=message))
+        else:
+            self._say(BytesMessage(data=message))
+        await self.flush()
+
+    async def ping(self) -> None:
+        """Ask whether the client is there: an answer counts as life."""
+        self._say(Ping())
+        await self.flush()
+
+    async def close(self, code: int = NORMAL, reason: str = "") -> None:
+        """Say goodbye, and end."""
+        self._say(CloseConnection(code=code, reason=reason[:120]))
+        await super().close()
+
+
+class Tunnel:
+    """A SPDY connection's bytes within the messages of a WebSocket."""
+
+    def __init__(self, peer: WebSocketPeer) -> None:
+        self._peer = peer
+        self._queue: list[bytes] = []
+
+    async def read(self) -> bytes:
+        """See Carrier."""
+        message = await self._peer.next_message()
+        return message.encode() if isinstance(message, str) else message or b""
+
+    def write(self, data: bytes) -> None:
+        """See Carrier."""
+        self._queue.append(data)
+
+    async def drain(self) -> None:
+        """See Carrier."""
+        while self._queue:
+            await self._peer.send(self._queue.pop(0))
+
+    def has_left(self) -> bool:
+        """See Carrier."""
+        return self._peer.gone.is_set()
+
+    async def close(self, ended: asyncio.Event) -> None:
+        """See Carrier."""
+        await self.drain()
+        await self._peer.close()

@@ -1,0 +1,275 @@
+"""The HTTP server that exec, attach and port-forward are streamed over.
+
+    POST or GET /exec/TICKET, /attach/TICKET, /portforward/TICKET
+      Upgrade: SPDY/3.1    X-Stream-Protocol-Version: v4.channel.k8s.io, …    ─► 101, `SpdySession` or `Forward`
+      Upgrade: websocket   Sec-WebSocket-Protocol: v5.channel.k8s.io, …       ─► 101, `WebSocketSession` or `SocketForward`
+
+A ticket names a request that CRI granted (`tokens`). What a ticket's holder gets is the backend's: it runs the command, joins the container,
+dials the port. h11 reads requests, wsproto makes WebSockets; a request's head is bounded in size and time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import h11
+from wsproto.utilities import generate_accept_token
+
+from tare.errors import FailedPrecondition, TareError, describe
+from tare.streaming import channels, forward, remote
+from tare.streaming.peers import SpdyPeer, Stream, Tunnel, WebSocketPeer
+from tare.streaming.remote import Outcome, Wanted
+from tare.streaming.sessions import BadClient, Session, SpdySession, WebSocketSession
+from tare.streaming.tokens import Tickets
+
+log = logging.getLogger(__name__)
+
+HEAD_SECONDS = 10.0
+HEAD_SIZE = 32 << 10
+LIMIT = 256 << 10  # bytes of a connection that are read ahead
+IDLE_SECONDS = 4 * 3600.0
+MAX_CONNECTIONS = 1000
+SPDY = "SPDY/3.1"
+TUNNEL = "SPDY/3.1+portforward.k8s.io"
+EXEC, ATTACH, FORWARD = "exec", "attach", "portforward"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a ticket is for: a container's ID or a pod's, a command, the streams, the ports that the pod's client named."""
+
+    target: str
+    command: tuple[str, ...] = ()
+    wanted: Wanted = Wanted()  # noqa: RUF009 - immutable
+    ports: tuple[int, ...] = ()
+
+
+class Backend(Protocol):
+    """Who does what the tickets say. Raises TareError."""
+
+    async def exec(self, request: Request, session: Session) -> Outcome:
+        """Run the command to its end with the session as its streams."""
+
+    async def attach(self, request: Request, session: Session) -> Outcome:
+        """Join the container's main process, until it ends or the client leaves."""
+
+    async def dial(self, pod_id: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to a port of the pod."""
+
+
+class Refused(Exception):
+    """A request that gets an HTTP status instead of a session."""
+
+    def __init__(self, status: int, words: str) -> None:
+        super().__init__(words)
+        self.status = status
+
+
+class Server:
+    """Listens on `host` and `port` (0: any free one), with TLS where a context is given, and for local clients on a unix socket at `path`."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+        path: Path | None = None,
+        idle: float = IDLE_SECONDS,
+    ) -> None:
+        self._backend, self._host, self._port, self._tls, self._idle = backend, host, port, tls, idle
+        self._path = path
+        self._local: asyncio.Server | None = None
+        self._tickets: Tickets[Request] = Tickets()
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen. Raises FailedPrecondition."""
+        try:
+            self._server = await asyncio.start_server(
+                self._connected, self._host, self._port, ssl=self._tls, limit=LIMIT
+            )
+            if self._path is not None:
+                self._path.unlink(missing_ok=True)
+                self._local = await asyncio.start_unix_server(self._connected, self._path, limit=LIMIT)
+                self._path.chmod(0o600)
+        except OSError as error:
+            raise FailedPrecondition(f"stream on {self._host} port {self._port}", cause=error) from error
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """End every session."""
+        for server in (self._server, self._local):
+            if server is not None:
+                server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def url(self, kind: str, request: Request) -> str:
+        """A URL that is good once, for a minute. Raises ResourceExhausted."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        scheme = "https" if self._tls else "http"
+        return f"{scheme}://{host}:{self._port}/{kind}/{self._tickets.issue(kind, request)}"
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._tasks) >= MAX_CONNECTIONS:
+            writer.close()
+            return
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_SIZE)
+        try:
+            try:
+                head = await read_head(http, reader)
+                await self._answer(http, head, reader, writer)
+            except Refused as refusal:
+                await refuse(http, writer, refusal)
+        except (OSError, TimeoutError, h11.RemoteProtocolError, h11.LocalProtocolError) as error:
+            log.debug("streaming connection: %s", describe(error))
+        except Exception as error:  # noqa: BLE001 - a session's failure is its own; the server goes on
+            log.warning("streaming: %s", describe(error))
+        finally:
+            writer.close()
+
+    async def _answer(
+        self, http: h11.Connection, head: h11.Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        kind, _, ticket = head.target.decode("ascii", "replace").partition("?")[0].strip("/").partition("/")
+        if kind not in (EXEC, ATTACH, FORWARD):
+            raise Refused(404, "no such path")
+        if head.method not in (b"GET", b"POST"):
+            raise Refused(405, "only GET and POST are possible here")
+        upgrade = values(head, b"upgrade")
+        if not any("upgrade" in value.lower() for value in values(head, b"connection")) or not upgrade:
+            raise Refused(400, "this takes an upgrade, to SPDY/3.1 or to a WebSocket")
+        spdy = upgrade[0].lower() == SPDY.lower()
+        if not spdy and upgrade[0].lower() != "websocket":
+            raise Refused(400, f"there is no upgrade to {upgrade[0]!r}")
+        protocol = self._protocol(kind, head, spdy=spdy)
+        headers = answer(head, protocol, spdy=spdy)
+        request = self._tickets.redeem(kind, ticket)
+        if request is None:
+            raise Refused(404, "this URL was used already, is too old, or was never handed out")
+        writer.write(http.send(h11.InformationalResponse(status_code=101, headers=headers)) or b"")
+        await writer.drain()
+        carrier = Stream(reader, writer, http.trailing_data[0])
+        peer = SpdyPeer(carrier, self._idle) if spdy else WebSocketPeer(carrier, self._idle)
+        peer.begin()
+        await self._session(kind, request, protocol, peer)
+
+    def _protocol(self, kind: str, head: h11.Request, *, spdy: bool) -> str:
+        """The sub-protocol. Raises Refused where client and server have none in common."""
+        offered = words(values(head, b"x-stream-protocol-version" if spdy else b"sec-websocket-protocol"))
+        if kind == FORWARD:
+            known: Sequence[str] = (forward.PROTOCOL,) if spdy else (TUNNEL, channels.V4, channels.V4_BASE64)
+            found = remote.chosen(offered, known) if offered or not spdy else forward.PROTOCOL
+        elif spdy:
+            known = remote.SPDY_PROTOCOLS
+            found = remote.chosen(offered, known)
+        else:
+            known = channels.PROTOCOLS
+            found = remote.chosen(offered, known) if offered else ""
+        if found is None or (not spdy and offered and found not in offered):
+            raise Refused(403, f"none of the protocols {', '.join(offered)} is spoken here: {', '.join(known)} are")
+        return found
+
+    async def _session(self, kind: str, request: Request, protocol: str, peer: SpdyPeer | WebSocketPeer) -> None:
+        """What follows the upgrade."""
+        if kind == FORWARD:
+            await self._forward(request, protocol, peer)
+            return
+        session = (
+            SpdySession(peer, protocol, request.wanted)
+            if isinstance(peer, SpdyPeer)
+            else WebSocketSession(peer, protocol, request.wanted)
+        )
+        try:
+            await session.open()
+            run = self._backend.exec if kind == EXEC else self._backend.attach
+            outcome = await run(request, session)
+        except (BadClient, TareError) as error:
+            outcome = Outcome(error=describe(error) if isinstance(error, TareError) else str(error))
+        except asyncio.CancelledError:
+            await session.finish(Outcome(error="the server ends"))
+            raise
+        await session.finish(outcome)
+
+    async def _forward(self, request: Request, protocol: str, peer: SpdyPeer | WebSocketPeer) -> None:
+        async def dial(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            return await self._backend.dial(request.target, port)
+
+        if isinstance(peer, SpdyPeer):
+            await forward.Forward(peer, dial).serve()
+        elif protocol == TUNNEL:
+            inner = SpdyPeer(Tunnel(peer), self._idle)
+            inner.begin()
+            await forward.Forward(inner, dial).serve()
+        else:
+            await forward.SocketForward(peer, protocol, request.ports, dial).serve()
+
+
+async def read_head(http: h11.Connection, reader: asyncio.StreamReader) -> h11.Request:
+    """A request's head. Raises Refused, TimeoutError, RemoteProtocolError."""
+    async with asyncio.timeout(HEAD_SECONDS):
+        while True:
+            try:
+                event = http.next_event()
+            except h11.RemoteProtocolError as error:
+                raise Refused(error.error_status_hint, "a request that is none, or whose head is too big") from error
+            if isinstance(event, h11.Request):
+                return event
+            if event is not h11.NEED_DATA:
+                raise h11.RemoteProtocolError("no request")
+            http.receive_data(await reader.read(HEAD_SIZE))
+
+
+async def refuse(http: h11.Connection, writer: asyncio.StreamWriter, refusal: Refused) -> None:
+    """An HTTP answer in plain words."""
+    body = f"{refusal}\n".encode()
+    headers = [
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Content-Length", str(len(body))),
+        ("Connection", "close"),
+    ]
+    data = http.send(h11.Response(status_code=refusal.status, headers=headers)) or b""
+    data += http.send(h11.Data(data=body)) or b""
+    data += http.send(h11.EndOfMessage()) or b""
+    writer.write(data)
+    await writer.drain()
+
+
+def values(head: h11.Request, name: bytes) -> list[str]:
+    """A header's values."""
+    return [value.decode("latin-1").strip() for key, value in head.headers if key == name]
+
+
+def words(given: Sequence[str]) -> list[str]:
+    """Comma-separated words."""
+    return [word.strip() for value in given for word in value.split(",") if word.strip()]
+
+
+def answer(head: h11.Request, protocol: str, *, spdy: bool) -> list[tuple[str, str]]:
+    """The headers of 101. Raises Refused for a WebSocket's handshake that is none."""
+    if spdy:
+        named = [("X-Stream-Protocol-Version", protocol)] if values(head, b"x-stream-protocol-version") else []
+        return [("Connection", "Upgrade"), ("Upgrade", SPDY), *named]
+    key, version = values(head, b"sec-websocket-key"), values(head, b"sec-websocket-version")
+    if len(key) != 1 or version != ["13"] or head.method != b"GET":
+        raise Refused(400, "a WebSocket begins with GET, one Sec-WebSocket-Key and version 13")
+    accept = generate_accept_token(key[0].encode()).decode()
+    named = [("Sec-WebSocket-Protocol", protocol)] if protocol else []
+    return [("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Sec-WebSocket-Accept", accept), *named]
