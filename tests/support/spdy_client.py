@@ -16,6 +16,10 @@ import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, BytesMessage, CloseConnection
+from wsproto.events import Request as WsRequest
+
 SECONDS = 20.0
 SYN_STREAM, SYN_REPLY, RST_STREAM, PING, GOAWAY, HEADERS, WINDOW_UPDATE = 1, 2, 3, 6, 7, 8, 9
 
@@ -39,7 +43,7 @@ def dictionary() -> bytes:
 class SpdyClient:
     """One connection. `data`, `ended` and `resets` are by stream; `gone_away` is the status of GOAWAY, None before it."""
 
-    def __init__(self, connection: socket.socket, rest: bytes, protocol: str) -> None:
+    def __init__(self, connection: socket.socket | Tunnelled, rest: bytes, protocol: str) -> None:
         self.socket = connection
         self.protocol = protocol
         self.buffer = rest
@@ -79,6 +83,12 @@ class SpdyClient:
         fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
         assert fields[b"upgrade"] == b"spdy/3.1"
         return cls(connection, rest, fields.get(b"x-stream-protocol-version", b"").decode())
+
+    @classmethod
+    def tunnel(cls, url: str, protocol: str) -> SpdyClient:
+        """The same within a WebSocket."""
+        carrier = Tunnelled(url, protocol)
+        return cls(carrier, b"", carrier.protocol or "")
 
     def close(self) -> None:
         """Hang up without a word."""
@@ -174,6 +184,49 @@ class SpdyClient:
         """Until a stream has said this."""
         while text not in self.data[stream]:
             assert self.step(), f"the server hung up before {text!r}: {bytes(self.data[stream])!r}"
+
+
+class Tunnelled:
+    """A WebSocket whose messages are the pieces of a stream, in the place of a socket."""
+
+    def __init__(self, url: str, protocol: str) -> None:
+        parts = urllib.parse.urlsplit(url)
+        self.socket = socket.create_connection((parts.hostname, parts.port), SECONDS)
+        self.ws = WSConnection(ConnectionType.CLIENT)
+        request = WsRequest(host=parts.netloc, target=parts.path, subprotocols=[protocol])
+        self.socket.sendall(self.ws.send(request))
+        self.protocol: str | None = None
+        self.over = False
+        while self.protocol is None:
+            self.recv(0)
+
+    def sendall(self, data: bytes) -> None:
+        """One message."""
+        self.socket.sendall(self.ws.send(BytesMessage(data=data)))
+
+    def recv(self, size: int) -> bytes:
+        """Bytes of the next message; b"" at the end, or where there was something else."""
+        found = b""
+        while not found and not self.over:
+            self.ws.receive_data(self.socket.recv(1 << 16) or None)
+            for event in self.ws.events():
+                if isinstance(event, AcceptConnection):
+                    self.protocol = event.subprotocol
+                elif isinstance(event, BytesMessage):
+                    found += event.data
+                elif isinstance(event, CloseConnection):
+                    self.over = True
+            if size == 0:
+                break
+        return found
+
+    def settimeout(self, seconds: float) -> None:
+        """As a socket's."""
+        self.socket.settimeout(seconds)
+
+    def close(self) -> None:
+        """As a socket's."""
+        self.socket.close()
 
 
 def read_head(connection: socket.socket) -> tuple[bytes, bytes]:

@@ -272,6 +272,23 @@ def test_a_closed_port_is_told_on_its_own_error_stream(running: Running, doubler
     client.close()
 
 
+def test_spdy_within_a_websocket(running: Running, doubler: int) -> None:
+    url = running.url(FORWARD, Request(target="pod"))
+    client = SpdyClient.tunnel(url, "SPDY/3.1+portforward.k8s.io")
+    assert client.protocol == "SPDY/3.1+portforward.k8s.io"
+    sent = b"0123456789" * 30_000
+    for number in range(3):
+        head = {"port": str(doubler), "requestID": str(number)}
+        client.open({"streamType": "error", **head})
+        data = client.open({"streamType": "data", **head})
+        client.socket.sendall(b"")
+        client.send(data, sent, fin=True)
+        while data not in client.ended:
+            assert client.step()
+        assert client.data[data] == sent * 2
+    client.close()
+
+
 # WebSocket
 
 
@@ -365,3 +382,5 @@ def test_sizes_in_pieces() -> None:
     assert sizes.feed(b'{"Width":-1,"Height":4} 7 {"Width":5,"Height":6}') == [Size(5, 6)]
     with pytest.raises(ValueError, match="no JSON"):
         sizes.feed(b"{" * 5000)
+    with pytest.raises(ValueError):
+        remote.Sizes().feed(b"[" * 100_000)

@@ -107,7 +107,7 @@ def test_a_long_write_is_cut_into_frames_that_leave_room_for_others() -> None:
         length = int.from_bytes(out[5:8], "big")
         sizes.append((length, out[4]))
         out = out[8 + length :]
-    assert sizes == [(32768, 0), (32768, 0), (32768, 0), (1696, 1)]
+    assert sizes == [(65536, 0), (34464, 1)]
 
 
 def test_a_ping_is_answered_and_an_answer_is_not() -> None:
@@ -130,9 +130,11 @@ def test_reset_ends_a_stream_and_later_data_is_dropped() -> None:
 
 def test_consumed_bytes_widen_the_window_of_who_keeps_one() -> None:
     client, server = Client(), Connection()
-    server.receive(client.open(1) + data(1, b"abc"))
-    server.consumed(1, 3)
-    assert server.output() == control(spdy.WINDOW_UPDATE, struct.pack(">II", 1, 3))
+    server.receive(client.open(1) + data(1, bytes(40_000)))
+    server.consumed(1, 20_000)
+    assert server.output() == b""
+    server.consumed(1, 20_000)
+    assert server.output() == control(spdy.WINDOW_UPDATE, struct.pack(">II", 1, 40_000))
 
 
 def test_streams_beyond_the_most_are_refused_one_by_one() -> None:

@@ -20,7 +20,7 @@ from tare.runtime.ports import Parts
 from tare.runtime.records import ContainerRecord, NamespaceMode
 from tare.runtime.spec import exec_process
 from tare.runtime.store import ContainerFacts
-from tare.runtime.streams import Attachment, Client, Command, Started, Streams
+from tare.runtime.streams import Attachment, Client, Command, Started, Streams, Window
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +67,13 @@ class Interactive:
         parts = self._parts
         facts = parts.store.container_facts[record.id]
         process = exec_process(parts.store.plan(record.id).spec, command, tty=wanted.tty)
-        process["stdin"] = wanted.stdin
+        process |= {"stdin": wanted.stdin, "container": record.id}
         started = Started(process=process_of(facts.process))
 
-        async def begin(stdin: int, stdout: int, stderr: int) -> Started:
+        async def begin(stdin: int, stdout: int, stderr: int, size: Window | None) -> Started:
             nonlocal started
+            if size is not None:
+                process["consoleSize"] = {"height": size.height, "width": size.width}
             started = await self._start(record, facts, process, (stdin, stdout, stderr))
             self._live.add(started.process)
             return started

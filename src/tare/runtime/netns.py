@@ -59,7 +59,8 @@ async def connect(namespace: Path | None, port: int) -> tuple[asyncio.StreamRead
             return await asyncio.open_connection(sock=connection)
         except OSError as error:
             connection.close()
-            failure = failure or error
+            number = error.errno or 0  # asyncio puts words of its own in the place of the kernel's
+            failure = failure or OSError(number, os.strerror(number), f"{address} port {port}")
         except BaseException:
             connection.close()
             raise

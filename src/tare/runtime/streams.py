@@ -22,6 +22,7 @@ from tare.runtime.descriptors import Descriptor, pipe
 
 STDOUT, STDERR = "stdout", "stderr"
 QUIET_SECONDS = 0.25
+SIZE_SECONDS = 0.1
 HANGUP_SECONDS = 10.0
 
 
@@ -70,8 +71,8 @@ class Started:
     terminal: int = -1
 
 
-Begin = Callable[[int, int, int], Awaitable[Started]]
-"""Makes the process from (stdin, stdout, stderr); with a terminal they are of no use to it."""
+Begin = Callable[[int, int, int, Window | None], Awaitable[Started]]
+"""Makes the process from (stdin, stdout, stderr); with a terminal they are of no use to it, and that has this size from the start."""
 
 
 class Command:
@@ -136,7 +137,7 @@ class Command:
                     outputs.append((name, self._own(ours_end)))
                 else:
                     theirs.append(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
-            started = await self._begin(theirs[0], theirs[1], theirs[2])
+            started = await self._begin(theirs[0], theirs[1], theirs[2], None)
         finally:
             for fd in theirs:
                 os.close(fd)
@@ -148,9 +149,10 @@ class Command:
         return code
 
     async def _run_with_terminal(self) -> int:
+        size = await self._first_size()
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
-            started = await self._begin(null, null, null)
+            started = await self._begin(null, null, null, size)
         finally:
             os.close(null)
         master = self._own(started.terminal)
@@ -162,6 +164,14 @@ class Command:
         code = await self._wait(started.process)
         await self._drain(copies)
         return code
+
+    async def _first_size(self) -> Window | None:
+        """The client's window, which it tells as it begins, if it does."""
+        try:
+            async with asyncio.timeout(SIZE_SECONDS):
+                return await self._client.next_size()
+        except TimeoutError:
+            return None
 
     async def _feed(self, sink: Descriptor, *, close: bool) -> None:
         """From the client to the command. A pipe is closed at the end; a terminal has no end but its hangup."""

@@ -107,6 +107,8 @@ class Sizes:
                 if len(self._rest) > MAX_RESIZE:
                     raise ValueError("a window's size that is no JSON object") from None
                 break
+            except RecursionError:
+                raise ValueError("a window's size that is nested without end") from None
             self._rest = self._rest[end:].lstrip()
             size = size_of(value)
             if size is not None:

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 HEAD_SECONDS = 10.0
 HEAD_SIZE = 32 << 10
-LIMIT = 256 << 10  # bytes of a connection that are read ahead
+LIMIT = 512 << 10  # bytes of a connection that are read ahead
 IDLE_SECONDS = 4 * 3600.0
 MAX_CONNECTIONS = 1000
 SPDY = "SPDY/3.1"

@@ -29,7 +29,8 @@ GOAWAY_OK, GOAWAY_PROTOCOL_ERROR = 0, 1
 HEAD = 8
 MAX_CONTROL = 64 << 10  # bytes of a control frame
 MAX_STREAMS = 2048  # open at once: hundreds of forwarded connections are two streams each
-MAX_DATA = 1 << 15  # bytes in one data frame that is sent: others get their turn in between
+MAX_DATA = 1 << 16  # bytes in one data frame that is sent: others get their turn in between
+WINDOW_STEP = 1 << 15  # bytes that are consumed before a window is widened
 
 
 class SpdyError(Exception):
@@ -76,6 +77,7 @@ class Stream:
 
     ours: bool = True
     theirs: bool = True
+    consumed: int = 0
 
 
 class Connection:
@@ -228,8 +230,12 @@ class Connection:
     def consumed(self, stream: int, size: int) -> None:
         """So many bytes of a stream have been used: its window is that much wider again."""
         known = self._streams.get(stream)
-        if size and known is not None and known.theirs:
-            self._send_control(WINDOW_UPDATE, 0, stream.to_bytes(4, "big") + size.to_bytes(4, "big"))
+        if known is None or not known.theirs:
+            return
+        known.consumed += size
+        if known.consumed >= WINDOW_STEP:
+            self._send_control(WINDOW_UPDATE, 0, stream.to_bytes(4, "big") + known.consumed.to_bytes(4, "big"))
+            known.consumed = 0
 
     def reset(self, stream: int, status: int = CANCEL) -> None:
         """No more of a stream, either way."""
