@@ -10,8 +10,7 @@ import logging
 import os
 import secrets
 import signal
-import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,73 +18,45 @@ from typing import Any
 from tare.cgroups.manager import Cgroup
 from tare.config import RuntimeConfig
 from tare.errors import DeadlineExceeded, InternalError, InvalidArgument, TareError, Unavailable
+from tare.handlers import attributes
 from tare.handlers import compile as compiler
 from tare.handlers.channel import Channel, Refused, text
+from tare.handlers.commands import Commands
+from tare.handlers.failures import StartFailed, failed
+from tare.handlers.hooked import Hooked
 from tare.handlers.interpreter import start_keeper
-from tare.handlers.pins import PIN_FLAGS, find_first, unpin
-from tare.handlers.processes import ExitRecord, Process, Processes
-from tare.launch import linux, packets, plan, wire
+from tare.handlers.pins import entered
+from tare.handlers.placing import Hierarchies, joins, opened
+from tare.handlers.plans import Directory, Mappings
+from tare.handlers.pods import PodNamespaces, Pods
+from tare.handlers.processes import ExitRecord, Process, Processes, executable
+from tare.launch import packets, plan, wire
 from tare.storage.overlay import Overlay
 
 log = logging.getLogger(__name__)
 
 SETUP_TIMEOUT = 60.0  # a child that is kept waiting by a mount source longer than this is given up
 CHECK_TIMEOUT = 20.0
-KEEPER_START = 10.0
+LABEL_TIMEOUT = 120.0  # for a tree of many files
+KEEPER_START = 30.0
 KEEPER_RETRY = 1.0
 END_TIMEOUT = 5.0
-ENTER_ALL = (
-    linux.CLONE_NEWNS
-    | linux.CLONE_NEWPID
-    | linux.CLONE_NEWNET
-    | linux.CLONE_NEWIPC
-    | linux.CLONE_NEWUTS
-    | linux.CLONE_NEWCGROUP
-)
+ANSWER_TIMEOUT = 2.0  # for a question whether they are there
 
-__all__ = ["BuiltinHandler", "ExitRecord", "PodNamespaces", "Process", "SourceInfo", "StartFailed"]
-
-
-class StartFailed(TareError):
-    """A container's process could not be started: at which step, with which errno (0: none), in the kernel's words."""
-
-    def __init__(self, doing: str, *, step: str, cause: str, errno: int) -> None:
-        super().__init__(doing, step=step, cause=cause, hint=advice(step, errno))
-        self.errno = errno
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PodNamespaces:
-    """`pins` are files that hold the namespaces, by kind; `netlink` lives in a new network namespace; `pause` is a shared PID namespace's PID 1."""
-
-    pins: dict[str, Path]
-    netlink: socket.socket | None
-    pause: Process | None
+__all__ = ["BuiltinHandler", "ExitRecord", "Hierarchies", "PodNamespaces", "Process", "SourceInfo", "StartFailed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceInfo:
-    """What is at a path of the node: a directory, something else, or (`errno` not 0) nothing that can be used."""
+    """What is at a path of the node: a directory, something else, or (`errno` not 0) nothing that can be used.
+
+    `propagation` is told where it was asked for: "shared", "slave" or "private".
+    """
 
     path: str
     directory: bool
     errno: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hierarchies:
-    """cgroup v1 hierarchies to mount in a container: (folder, mount options) each, and the folder of v2 beside them ("" for none)."""
-
-    v1: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    unified: str = ""
-
-    def groups(self, cgroup: Cgroup) -> dict[str, str]:
-        """A container's own directory in each hierarchy, by folder; one that is not at its usual path is left out."""
-        if not self.v1:
-            return {}
-        tail = f"{cgroup.path}/cgroup.procs"
-        folders = (join.removesuffix(tail) for join in cgroup.join if join.endswith(tail))
-        return {os.path.basename(folder): folder + cgroup.path for folder in folders}
+    propagation: str = "private"
 
 
 SeccompCompiler = Callable[[Mapping[str, Any]], Awaitable[compiler.Filter]]
@@ -102,6 +73,9 @@ class BuiltinHandler:
         self._processes = Processes(run)
         self._keeper = Channel(run / "keeper.sock", "the keeper", self._event, self._keeper_lost)
         self._launcher = Channel(run / "launcher.sock", "the launcher", self._event)
+        self.commands = Commands(self._send_plan, self._processes, run)
+        self.hooked = Hooked(run, self.commands)
+        self._pods = Pods(run, self._send_plan, self._abandon, self._end)
         self._names = (f"{secrets.token_hex(4)}-{number}".encode() for number in itertools.count())
         self._connecting = asyncio.Lock()
         self._errands: set[asyncio.Task[None]] = set()
@@ -132,6 +106,17 @@ class BuiltinHandler:
         except (Unavailable, OSError):
             return False
         return True
+
+    async def trouble(self) -> str | None:
+        """Why no process can be made now; None where keeper and launcher both answer."""
+        try:
+            await self._keeper.request(wire.HELLO, (wire.VERSION,), doing="reach the keeper", timeout=ANSWER_TIMEOUT)
+            await self._launcher.request(
+                wire.ABANDON, (b"nothing",), doing="reach the launcher", timeout=ANSWER_TIMEOUT
+            )
+        except (Unavailable, DeadlineExceeded, Refused) as error:
+            return str(error)
+        return None
 
     def _keeper_lost(self) -> None:
         if not self._leaving:
@@ -215,41 +200,26 @@ class BuiltinHandler:
     # Pods
 
     async def pod_namespaces(
-        self, pod_id: str, *, kinds: frozenset[str], hostname: str, sysctls: dict[str, str]
+        self,
+        pod_id: str,
+        *,
+        kinds: frozenset[str],
+        hostname: str,
+        sysctls: dict[str, str],
+        mappings: Mappings | None = None,
     ) -> PodNamespaces:
-        """Make a pod's namespaces, pinned under pods/<id>/. With "pid" their PID 1 stays, to reap."""
-        directory = self._run / "pods" / pod_id
-        pins = {kind: directory / kind for kind in sorted(kinds)}
-        steps: list[plan.Step] = []
-        if "uts" in kinds and hostname:
-            steps.append(("hostname", "set the host name", hostname.encode()))
-        for name, value in sysctls.items():
-            file = "/proc/sys/" + name.replace(".", "/")
-            steps.append(("write_file", f"set sysctl {name}", file.encode(), value.encode()))
-        work: plan.Plan = {
-            "steps": steps,
-            "pins": [(kind.encode(), bytes(path)) for kind, path in pins.items()],
-            "network": "net" in kinds,
-            "stay": "pid" in kinds,
-        }
-        flags = sum(PIN_FLAGS[kind] for kind in kinds)
-        doing = f"make the namespaces of pod {pod_id}"
-        fields, fds = await self._send_plan(wire.NAMESPACES, (pod_id.encode(), flags), work, (), doing)
-        netlink = socket.socket(fileno=fds.pop(0)) if fds else None
+        """As `pods.Pods.make`."""
+        return await self._pods.make(pod_id, kinds=kinds, hostname=hostname, sysctls=sysctls, mappings=mappings)
+
+    async def run_steps(self, name: str, steps: Sequence[plan.Step], doing: str) -> None:
+        """Have a child of the launcher walk these steps in the node's namespaces, and end. Raises Refused with the step that failed."""
+        work: plan.Plan = {"steps": list(steps), "pins": [], "network": False, "stay": False}
+        _, fds = await self._send_plan(wire.NAMESPACES, (name.encode(), 0), work, (), doing)
         packets.close_all(fds)
-        pid, start = (int(field) for field in fields)
-        return PodNamespaces(pins=pins, netlink=netlink, pause=Process(pid, start) if pid else None)
 
     async def remove_pod_namespaces(self, pod_id: str, pause: Process | None) -> None:
-        """Let the namespaces go: PID 1 is ended, the pins are unmounted and removed. Idempotent."""
-        await self._abandon(pod_id.encode())
-        directory = self._run / "pods" / pod_id
-        pin = directory / "pid"
-        first = pause or (await asyncio.to_thread(find_first, pin) if os.path.ismount(pin) else None)
-        if first is not None:
-            await self._end(first)
-        for kind in PIN_FLAGS:
-            unpin(directory / kind)
+        """As `pods.Pods.remove`."""
+        await self._pods.remove(pod_id, pause)
 
     async def _end(self, process: Process) -> None:
         """Kill a process and drop what is known of it, once it has ended; one that does not is left to die in its own time."""
@@ -266,17 +236,35 @@ class BuiltinHandler:
 
         Raises DeadlineExceeded where a file system does not answer.
         """
+        work: plan.Plan = {"paths": [(os.fsencode(path), make) for path, make in paths]}
+        return await self._check([path for path, _ in paths], work, "look at mount sources", CHECK_TIMEOUT)
+
+    async def propagation(self, paths: Sequence[str]) -> list[SourceInfo]:
+        """How the mounts spread that paths of the node are on, found out in such a process too. Raises DeadlineExceeded."""
+        work: plan.Plan = {"mounts": [os.fsencode(path) for path in paths]}
+        return await self._check(paths, work, "look at the mounts of", CHECK_TIMEOUT)
+
+    async def relabel(self, paths: Sequence[tuple[str, str]]) -> list[SourceInfo]:
+        """Give each path of the node, with all below it, an SELinux label, in such a process too. Raises DeadlineExceeded."""
+        work: plan.Plan = {"labels": [(os.fsencode(path), label.encode()) for path, label in paths]}
+        return await self._check([path for path, _ in paths], work, "label mount sources", LABEL_TIMEOUT)
+
+    async def _check(self, paths: Sequence[str], work: plan.Plan, doing: str, timeout: float) -> list[SourceInfo]:
         if not paths:
             return []
         name = b"check-" + next(self._names)  # never that of an earlier daemon, whose check may hang still
-        work: plan.Plan = {"paths": [(os.fsencode(path), make) for path, make in paths]}
-        doing = "look at mount sources " + ", ".join(path for path, _ in paths)
-        fields, fds = await self._send_plan(wire.CHECK, (name,), work, (), doing, CHECK_TIMEOUT)
+        doing = f"{doing} {', '.join(paths)}"
+        fields, fds = await self._send_plan(wire.CHECK, (name,), work, (), doing, timeout)
         packets.close_all(fds)
         answers = [text(field) for field in fields]
         return [
-            SourceInfo(path=path, directory=answer == "d", errno=int(answer) if answer.isdecimal() else 0)
-            for (path, _), answer in zip(paths, answers, strict=True)
+            SourceInfo(
+                path=path,
+                directory=answer == "d",
+                errno=int(answer) if answer.isdecimal() else 0,
+                propagation=answer if answer in ("shared", "slave") else "private",
+            )
+            for path, answer in zip(paths, answers, strict=True)
         ]
 
     # Containers
@@ -286,20 +274,28 @@ class BuiltinHandler:
         container_id: str,
         spec: dict[str, Any],
         *,
-        overlay: Overlay,
+        overlay: Overlay | Directory,
         cgroup: Cgroup,
         tty_sink: Callable[[int], Awaitable[None]] | None = None,
         on_created: Callable[[Process], None] | None = None,
+        place: Callable[[Process], Awaitable[None]] | None = None,
     ) -> Process:
         """Make a container's main process and let it exec. `on_created` is told while it still waits at its gate.
 
         Raises StartFailed for what the container's settings or files are at fault for.
         """
         process = await self.create(
-            container_id, spec, overlay=overlay, cgroup=cgroup, tty_sink=tty_sink, on_created=on_created
+            container_id,
+            spec,
+            overlay=overlay,
+            cgroup=cgroup,
+            tty_sink=tty_sink,
+            on_created=on_created,
+            place=place,
         )
         try:
             await self._ask(wire.START, (container_id.encode(),), (), doing=f"start container {container_id}")
+            await self.hooked.started(container_id, spec, process)
         except Refused as error:
             if error.step == "gate":  # its launcher was lost between the two requests, and it ended with that
                 self._run_errand(self._end(process))
@@ -316,31 +312,31 @@ class BuiltinHandler:
         container_id: str,
         spec: dict[str, Any],
         *,
-        overlay: Overlay,
+        overlay: Overlay | Directory,
         cgroup: Cgroup,
         tty_sink: Callable[[int], Awaitable[None]] | None = None,
         on_created: Callable[[Process], None] | None = None,
+        place: Callable[[Process], Awaitable[None]] | None = None,
     ) -> Process:
-        """Make the process as far as its gate: all is set up, only credentials, filter and exec are to come."""
+        """Make the process as far as its gate: all is set up, only credentials, filter and exec are to come.
+
+        With `place` the process waits before all else, until that has put it into its cgroups; those of `cgroup.join` it joins then.
+        """
         doing = f"start container {container_id}"
-        place = compiler.Place(
-            streams=self._run / "containers" / container_id,
-            base=self._run / "rootfs",
-            join=joins(cgroup),
-            hierarchies=self._hierarchies.v1,
-            unified=self._hierarchies.unified,
-            groups=self._hierarchies.groups(cgroup),
-        )
         seccomp = spec.get("linux", {}).get("seccomp")
-        compiled = compiler.container(spec, overlay, place, await self._seccomp(seccomp) if seccomp else None)
-        fields = (container_id.encode(), compiled.clone_flags, os.fsencode(compiled.pid_namespace))
+        where = self._place(container_id, cgroup, self.hooked.prepare(container_id, spec), barrier=place is not None)
+        compiled = compiler.container(spec, overlay, where, await self._seccomp(seccomp) if seccomp else None)
+        fields = (container_id.encode(), compiled.clone_flags, int(compiled.helper))
         try:
-            with opened(cgroup.directory_v2) as fds:
+            with opened(compiled.cgroup) as fds:
                 answer, received = await self._send_plan(wire.CREATE, fields, compiled.plan, fds, doing)
+            process = Process(int(answer[0]), int(answer[1]))
+            self._processes.adopt(process, received[0])
+            if place is not None:
+                answer, received = await self._put(container_id, process, place, doing)
+                packets.close_all(received[:1])
         except Refused as error:
             raise failed(error, doing, spec["process"]) from error
-        process = Process(int(answer[0]), int(answer[1]))
-        self._processes.adopt(process, received[0])
         for warning in answer[2:]:
             log.warning("container %s: %s", container_id, text(warning))
         try:
@@ -355,6 +351,33 @@ class BuiltinHandler:
             packets.close_all(received[1:])
         return process
 
+    def _place(self, container_id: str, cgroup: Cgroup, more: tuple[str, ...], *, barrier: bool) -> compiler.Place:
+        return compiler.Place(
+            streams=self._run / "containers" / container_id,
+            base=self._run / "rootfs",
+            join=(*cgroup.join, *more),
+            hierarchies=self._hierarchies.v1,
+            unified=self._hierarchies.unified,
+            groups=self._hierarchies.groups(cgroup),
+            directory_v2=cgroup.directory_v2,
+            barrier=barrier,
+            id=container_id,
+            bundle=str(self.hooked.bundle(container_id)),
+        )
+
+    async def _put(
+        self, container_id: str, process: Process, place: Callable[[Process], Awaitable[None]], doing: str
+    ) -> tuple[list[wire.Field], list[int]]:
+        """Have a process placed that waits for it, and go on: the rest of CREATE's answer."""
+        name = container_id.encode()
+        try:
+            await place(process)
+            return await self._ask(wire.PROCEED, (name,), (), doing=doing)
+        except BaseException:
+            self._run_errand(self._abandon(name))
+            self._processes.forget(process)
+            raise
+
     async def exec(
         self,
         exec_id: str,
@@ -365,10 +388,12 @@ class BuiltinHandler:
         stdin: int,
         stdout: int,
         stderr: int,
+        tty_sink: Callable[[int], Awaitable[None]] | None = None,
     ) -> Process:
         """A further process in the container whose main process is `target`, past its exec.
 
-        `process` is an OCI process object, with the container's seccomp object under "seccomp" if it has one.
+        One with a terminal has that as its streams, and `tty_sink` gets the master. `process` is an OCI process object. Of the container's
+        it may have "seccomp" and "personality", as in its configuration, and "container", its ID, for who is told of the filter's listener.
         """
         command = next(iter(process.get("args") or ()), "nothing")
         doing = f"exec {command!r} in the container of process {target.pid}"
@@ -376,16 +401,29 @@ class BuiltinHandler:
         if pidfd is None:
             raise StartFailed(doing, step="find the container", cause="its main process is gone", errno=3)
         seccomp = process.get("seccomp")
-        work = compiler.execution(process, joins(cgroup), ENTER_ALL, await self._seccomp(seccomp) if seccomp else None)
+        # On CPUs of its own before it is in the group: then clone3 must not place it there.
+        late = attributes.affinity(process)[0] != []
+        work = compiler.execution(
+            process,
+            cgroup.join if late else joins(cgroup),
+            entered(target.pid),
+            await self._seccomp(seccomp) if seccomp else None,
+            personality=process.get("personality"),
+            state=self.hooked.state(process.get("container", ""), process, target),
+        )
         try:
-            with opened(cgroup.directory_v2) as fds:
+            with opened("" if late else cgroup.directory_v2 or "") as fds:
                 streams = (pidfd, stdin, stdout, stderr, *fds)
                 fields, received = await self._send_plan(wire.EXEC, (exec_id.encode(),), work, streams, doing)
         except Refused as error:
             raise failed(error, doing, process) from error
         made = Process(int(fields[0]), int(fields[1]))
         self._processes.adopt(made, received[0])
-        packets.close_all(received[1:])
+        try:
+            if tty_sink is not None and len(received) > 1:
+                await tty_sink(received[1])
+        finally:
+            packets.close_all(received[1:])
         return made
 
     async def _send_plan(
@@ -405,6 +443,13 @@ class BuiltinHandler:
             return await self._ask(kind, fields, (sealed, *fds), doing=doing, timeout=timeout)
         finally:
             os.close(sealed)
+
+    async def terminal(self, container_id: str) -> int | None:
+        """The master of a container's terminal, which is the caller's; None where nobody has it."""
+        key = b"tty/" + container_id.encode()
+        _, fds = await self._keeper.request(wire.FETCH, (key,), doing="fetch a terminal", timeout=10)
+        packets.close_all(fds[1:])
+        return fds[0] if fds else None
 
     async def start_logger(self, group: str) -> None:
         """Have a logger for this group; it listens when this returns."""
@@ -442,51 +487,3 @@ class BuiltinHandler:
     def forget(self, process: Process) -> None:
         """Drop the exit record and the pidfd."""
         self._processes.forget(process)
-
-
-def executable(pid: int) -> tuple[int, int] | None:
-    """Device and inode of what a process executes; None where there is no such process."""
-    try:
-        status = os.stat(f"/proc/{pid}/exe")
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def joins(cgroup: Cgroup) -> tuple[str, ...]:
-    """The cgroup.procs files that a child writes into; v2's is not among them where clone3 places it there."""
-    if cgroup.directory_v2 is None:
-        return cgroup.join
-    return tuple(path for path in cgroup.join if not path.startswith(cgroup.directory_v2 + "/"))
-
-
-@contextlib.contextmanager
-def opened(directory: str | None) -> Iterator[tuple[int, ...]]:
-    """A directory's descriptor in a tuple, or an empty one."""
-    if directory is None:
-        yield ()
-        return
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield (fd,)
-    finally:
-        os.close(fd)
-
-
-def failed(error: Refused, doing: str, process: Mapping[str, Any]) -> StartFailed:
-    """What the launcher's child said, as an error of the process's start; where execve failed, with the program's name."""
-    cause = error.cause or ""
-    if error.step == "exec":
-        cause = f"{process['args'][0]}: {cause}"
-    return StartFailed(doing, step=error.step or "setup", cause=cause, errno=error.errno)
-
-
-def advice(step: str, errno: int) -> str | None:
-    """What to try, for the failures that users meet most."""
-    if step == "exec" and errno == 2:
-        return "is the command in the image, and is its interpreter?"
-    if step == "exec" and errno == 13:
-        return "is the command a file with execute permission?"
-    if step == "exec" and errno == 8:
-        return "is the command a program for this machine's architecture, or a script with a #! line?"
-    return None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from tare.errors import InvalidArgument
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 CAPABILITIES = [
     "CHOWN",
@@ -52,11 +52,18 @@ CAPABILITIES = [
 CAPABILITY_BITS = {f"CAP_{name}": 1 << number for number, name in enumerate(CAPABILITIES)}
 
 
-def mask(names: Sequence[str]) -> int:
-    """A capability mask; names that the kernel may know and this table does not are refused."""
+def mask(wanted: Iterable[str]) -> tuple[int, list[str]]:
+    """A capability mask, and the names that are unknown here."""
     bits = 0
-    for name in names:
-        if name not in CAPABILITY_BITS:
-            raise InvalidArgument("set capabilities", cause=f"unknown capability {name}")
-        bits |= CAPABILITY_BITS[name]
-    return bits
+    unknown = []
+    for name in wanted:
+        if name in CAPABILITY_BITS:
+            bits |= CAPABILITY_BITS[name]
+        else:
+            unknown.append(name)
+    return bits, unknown
+
+
+def names(bits: int) -> list[str]:
+    """The names of a mask's capabilities."""
+    return [name for name, bit in CAPABILITY_BITS.items() if bits & bit]

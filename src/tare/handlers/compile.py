@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 
 from tare.errors import InvalidArgument
-from tare.handlers import options, volumes
-from tare.handlers.identity import credentials, foresee, program
-from tare.handlers.mounting import Mounts, devices, protect
+from tare.handlers import attributes, hooks, labels, options, volumes
+from tare.handlers.identity import credentials, foresee, limits, program, ready, signed
+from tare.handlers.mounting import Mounts, devices, lay_devices, protect
+from tare.handlers.namespaces import BY_PATH, Namespaces
 from tare.handlers.options import encoded
-from tare.handlers.plans import ROOT, STDERR, STDIN, STDOUT, Compiled, Filter, Place
+from tare.handlers.plans import ROOT, STDERR, STDIN, STDOUT, USER, Compiled, Directory, Filter, Place
 from tare.launch import linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from tare.launch.plan import Plan, Step
@@ -29,112 +30,221 @@ if TYPE_CHECKING:
 
 __all__ = ["Compiled", "Filter", "Place", "container", "execution"]
 
-NAMESPACE_KINDS = {"network": b"net", "ipc": b"ipc", "uts": b"uts", "cgroup": b"cgroup"}
-SUPPORTED_NAMESPACES = frozenset({"mount", "pid", *NAMESPACE_KINDS})
-CLONE_FLAGS = {
-    "pid": linux.CLONE_NEWPID,
-    "network": linux.CLONE_NEWNET,
-    "mount": linux.CLONE_NEWNS,
-    "ipc": linux.CLONE_NEWIPC,
-    "uts": linux.CLONE_NEWUTS,
-}
 
-
-def container(spec: Spec, overlay: Overlay, place: Place, seccomp: Filter | None) -> Compiled:
+def container(spec: Spec, root: Overlay | Directory, place: Place, seccomp: Filter | None) -> Compiled:
     """The plan of a container's main process. Raises InvalidArgument for what cannot be done, naming the field."""
-    linux_part = spec.get("linux", {})
-    process = spec["process"]
-    namespaces = namespaces_of(linux_part)
-    own_groups = place.groups if namespaces.get("cgroup") == "" else {}
-    mounts = Mounts(spec.get("mounts", ()), place, own_groups)
-    steps: list[Step] = [("hide", "hide"), ("umask", "set umask", 0)]
-    steps.append(("oom_score", "set oom_score_adj", int(process.get("oomScoreAdj") or 0)))
-    steps += [("join_cgroup", f"join cgroup {path}", encoded(path)) for path in place.join]
-    steps += open_namespaces(namespaces)
-    steps += open_streams(process, place)
-    steps += mounts.open()
-    steps += enter_namespaces(namespaces)
-    if spec.get("hostname") and namespaces.get("uts") == "":
-        steps.append(("hostname", "set the host name", encoded(spec["hostname"])))
-    steps.append(("isolate", "cut the mount namespace off"))
-    steps += mounts.unions()
-    steps += root_file_system(overlay, place)
-    steps += volumes.directories(spec.get("directories") or ())
-    steps += mounts.attach()
-    steps += devices(linux_part, mounts.fresh_dev)
+    linux_part, process = spec.get("linux") or {}, spec["process"]
+    namespaces = Namespaces(spec)
+    mounts = Mounts(spec.get("mounts") or (), place, namespaces)
+    lists: list[list[Step]] = []
+    placed = place.directory_v2 if place.directory_v2 and not (place.barrier or namespaces.user) else ""
+    own = namespaces.is_new("mount")
+    before, steps = (
+        with_user_namespace(spec, root, place, namespaces, mounts)
+        if namespaces.user
+        else without_user_namespace(spec, root, place, namespaces, mounts, placed)
+    )
+    if own:
+        steps += volumes.directories(spec.get("directories") or ())
+        steps += mounts.attach()
+        steps += devices(linux_part, mounts.fresh_dev, namespaces.user)
     steps.append(("session", "make a session"))
-    if process.get("terminal"):
-        size = process.get("consoleSize") or {}
-        label = "open a terminal"
-        steps.append(("terminal", label, process["user"]["uid"], size.get("height", 0), size.get("width", 0)))
-    steps += protect(linux_part, spec.get("root", {}), mounts)
-    propagation = options.PROPAGATION.get(linux_part.get("rootfsPropagation", ""), (0, False))[0]
-    steps.append(("pivot", "pivot_root", propagation))
+    if own:
+        steps += [*terminal(process, "terminal"), *protect(linux_part, spec.get("root") or {}, mounts)]
+    steps += hooks.creating(spec, place, lists)
+    if own:
+        steps.append(("pivot", "pivot_root", *root_propagation(linux_part)))
+    else:
+        steps += [("change_root", "change the root"), *terminal(process, "exec_terminal")]
     steps.append(("working_directory", "change to the working directory", encoded(process.get("cwd") or "/")))
-    if not process.get("terminal"):
-        steps.append(("streams", "connect the streams", (STDIN, STDOUT, STDERR), process["user"]["uid"]))
-    steps.append(("keyring", "make a session keyring"))
+    steps += connect_streams(process, place, namespaces.user)
+    steps += ready(process, linux_part.get("personality"))
     steps += foresee(process)
-    plan = {"steps": steps, "final": credentials(process, seccomp), **program(process)}
-    flags = sum(flag for kind, flag in CLONE_FLAGS.items() if kind in namespaces and not namespaces[kind])
-    return Compiled(plan=plan, clone_flags=flags, pid_namespace=namespaces.get("pid", ""))
+    listener = hooks.listening(
+        seccomp, hooks.state(spec, place.id, place.bundle, "created", hooks.PID), hooks.PID, lists
+    )
+    final = credentials(process, seccomp, hooks.starting(spec, place), listener)
+    plan: Plan = {"steps": labels.labelled(steps, linux_part), "final": final, **program(process)}
+    helper = bool(before or lists)
+    if helper:
+        plan |= {
+            "before": [("hide", "hide"), *labels.labelled(before, linux_part)],
+            "making": "join pid namespace" if namespaces.kinds.get("pid") else "make the container's process",
+        }
+        plan |= {"outside": lists, "lingers": listener is not None}
+    return Compiled(plan=plan, clone_flags=namespaces.clone_flags, helper=helper, cgroup=placed)
 
 
-def execution(process: Spec, join: Sequence[str], namespaces: int, seccomp: Filter | None) -> Plan:
-    """The plan of a process within a running container. `namespaces` are CLONE_NEW flags of those to enter."""
+def without_user_namespace(
+    spec: Spec, root: Overlay | Directory, place: Place, namespaces: Namespaces, mounts: Mounts, placed: str
+) -> tuple[list[Step], list[Step]]:
+    """(in between, in the child) as far as the root file system; nothing in between unless a namespace must be there before the child."""
+    linux_part, process = spec.get("linux") or {}, spec["process"]
+    before = [
+        *mounts.user_namespaces(),
+        *namespaces.time_namespace(),
+        *namespaces.open("pid"),
+        *namespaces.enter("pid"),
+    ]
+    steps: list[Step] = [
+        *wait_to_be_placed(place),
+        ("hide", "hide"),
+        ("umask", "set umask", 0),
+        *labels.expected(process, linux_part),
+        *oom_score(process),
+        *join(path for path in place.join if not placed or not path.startswith(placed + "/")),
+        *namespaces.open(*BY_PATH),
+        *open_streams(process, place),
+        *namespaces.open("mount"),
+        *mounts.open(),
+        *(open_root(root, linux_part) if namespaces.is_new("mount") else ()),
+        *namespaces.enter(*BY_PATH),
+        *namespaces.fresh(),
+    ]
+    base = os.fsencode(place.base)
+    if not namespaces.is_new("mount"):
+        return before, [*steps, *namespaces.enter("mount"), root_within(root)]
+    steps += [("isolate", "cut the mount namespace off"), *mounts.unions()]
+    if not isinstance(root, Directory):
+        steps.append(overlay(root, tuple(bytes(path) for path in root.lowers), base))
+    steps.append(("attach_root", "mount the root file system", ROOT, base))
+    return before, steps
+
+
+def with_user_namespace(
+    spec: Spec, root: Overlay | Directory, place: Place, namespaces: Namespaces, mounts: Mounts
+) -> tuple[list[Step], list[Step]]:
+    """The same, where all that takes the node's privileges is done in between, in a mount namespace of its own, and laid ready there."""
+    linux_part, process = spec.get("linux") or {}, spec["process"]
+    base, label = os.fsencode(place.base), "make the root file system"
+    before: list[Step] = [
+        ("umask", "set umask", 0),
+        *labels.expected(process, linux_part),
+        *oom_score(process),
+        *room_for_limits(process),
+        *namespaces.user_namespace(),
+        *mounts.user_namespaces(),
+        *namespaces.open(*BY_PATH, "pid"),
+        *open_streams(process, place),
+        *give_streams(process, place),
+        ("unshare", "make a mount namespace", b"mnt"),
+        *mounts.open(),
+        *open_root(root, linux_part),
+        ("stage", "lay mounts ready", base, ROOT),
+        *mounts.unions(),
+        *mounts.lay(),
+        *lay_devices(linux_part, mounts.fresh_dev),
+    ]
+    if not isinstance(root, Directory):
+        laid, lowers = mounts.lay_layers(label, tuple(bytes(path) for path in root.lowers))
+        owned = [("own_directory", label, bytes(path)) for path in (root.upper, root.work)]
+        below = base + b"/%d" % ROOT
+        before += [*laid, *owned, overlay(root, lowers, below)]
+    before += [
+        ("lay_root", label, ROOT),
+        *namespaces.enter(*BY_PATH, "pid"),
+        ("enter_user_namespace", "enter the user namespace", USER),
+        *namespaces.time_namespace(),
+        ("leave_stage", "lay mounts ready"),
+    ]
+    steps: list[Step] = [
+        *wait_to_be_placed(place),
+        *join(place.join),
+        ("become_root", "become root of the user namespace"),
+        *namespaces.fresh(),
+        ("take", "mount the root file system", ROOT),
+        ("attach_root", "mount the root file system", ROOT, b"%d" % ROOT),
+    ]
+    return before, steps
+
+
+def wait_to_be_placed(place: Place) -> list[Step]:
+    """Before all else, where somebody else is to do that."""
+    return [("barrier", "wait to be placed")] if place.barrier else []
+
+
+def join(paths: Iterable[str]) -> list[Step]:
+    """Into cgroups, by their cgroup.procs."""
+    return [("join_cgroup", f"join cgroup {path}", encoded(path)) for path in paths]
+
+
+def open_root(root: Overlay | Directory, linux_part: Spec) -> list[Step]:
+    """A directory, before any namespace is entered; it is told of the node's mounts there unless something else is asked for."""
+    if not isinstance(root, Directory):
+        return []
+    kind = linux.MS_SLAVE if root_propagation(linux_part)[0] in (0, linux.MS_SLAVE) else linux.MS_PRIVATE
+    return [("bind_root", "open the root file system", ROOT, encoded(root.path), kind)]
+
+
+def root_within(root: Overlay | Directory) -> Step:
+    """A directory as a mount namespace that was joined has it."""
+    if not isinstance(root, Directory):
+        cause = "an image's layers cannot be mounted in a mount namespace that is joined by path"
+        raise InvalidArgument("read linux.namespaces", cause=cause)
+    return ("root_within", "open the root file system", encoded(root.path))
+
+
+def overlay(root: Overlay, lowers: tuple[bytes, ...], base: bytes) -> Step:
+    """An image's layers, top first, under the container's writable directory."""
+    return ("overlay", "make the root file system", ROOT, lowers, bytes(root.upper), bytes(root.work), base)
+
+
+def root_propagation(linux_part: Spec) -> tuple[int, bool]:
+    """(MS_ flag, recursive) of linux.rootfsPropagation; 0 for none. Raises InvalidArgument."""
+    wanted = linux_part.get("rootfsPropagation") or ""
+    if wanted and wanted not in options.PROPAGATION:
+        raise InvalidArgument("make a container", cause=f"linux.rootfsPropagation is {wanted!r}, which is unknown")
+    return options.PROPAGATION.get(wanted, (0, False))
+
+
+def terminal(process: Spec, operation: str) -> list[Step]:
+    """A terminal for a process that wants one; "exec_terminal" mounts nothing."""
+    if not process.get("terminal"):
+        return []
+    size = process.get("consoleSize") or {}
+    return [(operation, "open a terminal", process["user"]["uid"], size.get("height", 0), size.get("width", 0))]
+
+
+def execution(
+    process: Spec,
+    join: Sequence[str],
+    namespaces: int,
+    seccomp: Filter | None,
+    *,
+    personality: Spec | None = None,
+    state: Spec | None = None,
+) -> Plan:
+    """The plan of a process within a running container. `namespaces` are CLONE_NEW flags of those to enter.
+
+    `personality` is the container's; `state` is what a seccomp agent is told of the container, where the filter has a listener.
+    """
+    first, last = attributes.affinity(process)
     before: list[Step] = [
         ("hide", "hide"),
-        ("oom_score", "set oom_score_adj", int(process.get("oomScoreAdj") or 0)),
+        *labels.expected(process, {}),
+        *oom_score(process),
+        *first,
         *(("join_cgroup", f"join cgroup {path}", encoded(path)) for path in join),
+        *last,
     ]
     cwd = encoded(process.get("cwd") or "/")
     steps: list[Step] = [
         ("session", "make a session"),
+        *terminal(process, "exec_terminal"),
         ("change_directory", "change to the working directory", cwd),
-        ("keyring", "make a session keyring"),
+        *ready(process, personality),
     ]
-    final = credentials(process, seccomp)
+    lists: list[list[Step]] = []
+    final = credentials(process, seccomp, (), hooks.listening(seccomp, state or {}, hooks.PID, lists))
     user = process["user"]["uid"]
-    return {"before": before, "namespaces": namespaces, "uid": user, "steps": steps, "final": final, **program(process)}
+    plan = {"before": before, "namespaces": namespaces, "uid": user, "steps": steps, "final": final, **program(process)}
+    return plan | ({"outside": lists} if lists else {})
 
 
-def namespaces_of(linux_part: Spec) -> dict[str, str]:
-    """Type → path ("" : a new one). Raises InvalidArgument for what would leave the container in one of the node's by mistake."""
-    doing = "make a container"
-    namespaces: dict[str, str] = {}
-    for item in linux_part.get("namespaces") or ():
-        kind, path = item["type"], item.get("path") or ""
-        if kind not in SUPPORTED_NAMESPACES or kind in namespaces:
-            raise InvalidArgument(doing, cause=f"linux.namespaces has {kind!r}, which is unknown or there twice")
-        namespaces[kind] = path
-    if namespaces.get("mount") != "":
-        raise InvalidArgument(doing, cause="linux.namespaces has no new mount namespace")
-    return namespaces
-
-
-def open_namespaces(namespaces: Mapping[str, str]) -> list[Step]:
-    """Files of namespaces that exist, in slots 8 to 15. The PID namespace is the launcher's business."""
-    return [
-        ("open_namespace", f"open {kind} namespace {path}", 8 + index, encoded(path))
-        for index, (kind, path) in enumerate(joined(namespaces))
-    ]
-
-
-def joined(namespaces: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Namespaces to enter by path."""
-    order = ("network", "ipc", "uts", "cgroup")
-    return [(kind, namespaces[kind]) for kind in order if namespaces.get(kind)]
-
-
-def enter_namespaces(namespaces: Mapping[str, str]) -> list[Step]:
-    """setns into what exists; a new cgroup namespace only now, when the cgroup has been joined."""
-    steps: list[Step] = [
-        ("enter", f"enter {kind} namespace", 8 + index, NAMESPACE_KINDS[kind])
-        for index, (kind, _) in enumerate(joined(namespaces))
-    ]
-    if namespaces.get("cgroup") == "":
-        steps.append(("unshare", "make a cgroup namespace", b"cgroup"))
-    return steps
+def oom_score(process: Spec) -> list[Step]:
+    """Where there is no score, it stays what it is: the specification says so."""
+    value = process.get("oomScoreAdj")
+    return [] if value is None else [("oom_score", "set oom_score_adj", int(value))]
 
 
 def open_streams(process: Spec, place: Place) -> list[Step]:
@@ -142,7 +252,7 @@ def open_streams(process: Spec, place: Place) -> list[Step]:
 
     `stdin` is Tare's own field: whether there is such a FIFO. Without one the container's own /dev/null is opened later.
     """
-    if process.get("terminal"):
+    if process.get("terminal") or place.streams is None:
         return []
     stdin = [("open_stream", "open stdin", STDIN, os.fsencode(place.streams / "stdin"), os.O_RDONLY)]
     return [
@@ -152,11 +262,26 @@ def open_streams(process: Spec, place: Place) -> list[Step]:
     ]
 
 
-def root_file_system(overlay: Overlay, place: Place) -> list[Step]:
-    """The overlay of an image's layers under the container's writable directory."""
-    lowers = tuple(bytes(path) for path in overlay.lowers)
-    upper, work = bytes(overlay.upper), bytes(overlay.work)
+def give_streams(process: Spec, place: Place) -> list[Step]:
+    """To the container's user, before a user namespace is entered, in which nobody may. A terminal is made inside."""
+    uid = process["user"]["uid"]
+    if place.streams is None:
+        return [("own_inherited", "own the streams", uid)]
+    return [("own_stream", step[1], step[2], uid) for step in open_streams(process, place)]
+
+
+def room_for_limits(process: Spec) -> list[Step]:
+    """For hard limits, while this process may raise them."""
     return [
-        ("overlay", "make the root file system", ROOT, lowers, upper, work, bytes(place.base)),
-        ("attach_root", "mount the root file system", ROOT, bytes(place.base)),
+        ("raise_rlimit", f"set {name}", encoded(name), kind, signed(hard)) for name, kind, _, hard in limits(process)
     ]
+
+
+def connect_streams(process: Spec, place: Place, user: bool) -> list[Step]:
+    """As descriptors 0, 1 and 2, owned by the container's user; with a user namespace they are by now."""
+    owner = 0 if user else process["user"]["uid"]
+    if place.streams is None:
+        return [] if user else [("own_streams", "own the streams", owner)]
+    if process.get("terminal"):
+        return []
+    return [("streams", "connect the streams", (STDIN, STDOUT, STDERR), owner)]

@@ -1,20 +1,25 @@
 """The `process` of an OCI runtime specification as launch steps: who it is, what it may do and use, and what it executes. Pure.
 
-These come after the gate; what they are going to leave out is foreseen, as warnings, before it.
+    ready          before the gate: keyring, scheduling, labels. They take privileges, and what they fail of is heard while it is made
+    credentials    after the gate: limits, capabilities, filter, hooks
+
+What the credentials are going to leave out is foreseen, as warnings, before the gate. Without no_new_privs a filter takes CAP_SYS_ADMIN,
+so it is loaded before that goes; with it the filter comes last. Hooks that run in the container come after all that: the program may be
+the image's, and must not be more than the container's process.
+
 Source: OCI runtime specification 1.2, config.md, "Process".
 """
 
 from __future__ import annotations
 
-import resource
-
 from tare.errors import InvalidArgument
-from tare.handlers.capabilities import mask
+from tare.handlers import attributes, labels
+from tare.handlers.capabilities import mask, names
 from tare.handlers.options import encoded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from tare.handlers.plans import Filter
@@ -22,59 +27,121 @@ if TYPE_CHECKING:
 
     Spec = Mapping[str, Any]
 
+UMASK = 0o022
+SETS = ("bounding", "effective", "permitted", "inheritable", "ambient")
+LIMITS = (
+    *("RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_CORE", "RLIMIT_RSS", "RLIMIT_NPROC"),
+    *("RLIMIT_NOFILE", "RLIMIT_MEMLOCK", "RLIMIT_AS", "RLIMIT_LOCKS", "RLIMIT_SIGPENDING", "RLIMIT_MSGQUEUE"),
+    *("RLIMIT_NICE", "RLIMIT_RTPRIO", "RLIMIT_RTTIME"),
+)
+"""As the kernel numbers them."""
+UNLIMITED = (1 << 64) - 1
+SIGN = 1 << 63
 
-def credentials(process: Spec, seccomp: Filter | None) -> list[Step]:
-    """Who the process is and what it may do. Without no_new_privs a filter takes CAP_SYS_ADMIN, so it is loaded before that goes."""
+
+def ready(process: Spec, personality: Spec | None) -> list[Step]:
+    """The last before the gate, with all privileges. `personality` is the container's."""
+    return [
+        *labels.keys(process),
+        ("keyring", "make a session keyring"),
+        *attributes.of(process, personality),
+        *labels.orders(process),
+    ]
+
+
+def credentials(
+    process: Spec, seccomp: Filter | None, hooks: Sequence[Step] = (), listener: int | None = None
+) -> list[Step]:
+    """Who the process is and what it may do. `hooks` are those that run in it; `listener` is the list that the helper is to be asked for
+    where the filter has a listener."""
     user = process["user"]
     uid, gid = user["uid"], user["gid"]
-    caps = {kind: mask(names) for kind, names in (process.get("capabilities") or {}).items()}
+    caps, _ = capability_sets(process)
     steps: list[Step] = [
-        ("rlimit", f"set {item['type']}", rlimit_number(item["type"]), signed(item["soft"]), signed(item["hard"]))
-        for item in process.get("rlimits") or ()
+        ("rlimit", f"set {name}", kind, signed(soft), signed(hard)) for name, kind, soft, hard in limits(process)
     ]
-    steps.append(("umask", "set umask", user.get("umask", 0o022)))
-    steps.append(("bounding", "drop capabilities", caps.get("bounding", 0)))
-    early = seccomp is not None and not process.get("noNewPrivileges")
-    if early and seccomp is not None:
-        steps.append(("seccomp", "load the seccomp filter", seccomp.program, seccomp.flags))
+    steps.append(("umask", "set umask", user.get("umask", UMASK)))
+    steps.append(("bounding", "drop capabilities", caps["bounding"]))
+    label = "load the seccomp filter"
+    confined = bool(process.get("noNewPrivileges"))
+    if seccomp is not None and not confined:
+        steps.append(filter_step("seccomp", label, seccomp, listener))
     steps.append(("identity", f"become user {uid}:{gid}", uid, gid, tuple(user.get("additionalGids") or ())))
-    sets = (caps.get("effective", 0), caps.get("permitted", 0), caps.get("inheritable", 0), caps.get("ambient", 0))
+    sets = (caps["effective"], caps["permitted"], caps["inheritable"], caps["ambient"])
     steps.append(("capabilities", "set capabilities", *sets))
-    if process.get("noNewPrivileges"):
+    if confined:
         steps.append(("no_new_privileges", "set no_new_privs"))
-    if seccomp is not None and not early:
-        steps.append(("seccomp_last", "load the seccomp filter", seccomp.program, seccomp.flags))
-    return steps
+        if seccomp is not None:
+            steps.append(filter_step("seccomp_last", label, seccomp, listener))
+    return [*steps, *hooks]
+
+
+def filter_step(operation: str, label: str, seccomp: Filter, listener: int | None) -> Step:
+    """Load a filter: where it has a listener, here and now, since that has to be handed over."""
+    if listener is not None:
+        return ("seccomp_listener", label, seccomp.program, seccomp.flags, listener)
+    return (operation, label, seccomp.program, seccomp.flags)
 
 
 def foresee(process: Spec) -> list[Step]:
     """Warnings of what the credentials are going to leave out, said while there is somebody to hear them."""
     steps: list[Step] = [
-        (
-            "foresee_rlimit",
-            f"set {item['type']}",
-            encoded(item["type"]),
-            rlimit_number(item["type"]),
-            signed(item["hard"]),
-        )
-        for item in process.get("rlimits") or ()
+        ("foresee_rlimit", f"set {name}", encoded(name), kind, signed(hard)) for name, kind, _, hard in limits(process)
     ]
-    permitted = mask((process.get("capabilities") or {}).get("permitted", ()))
-    steps.append(("foresee_capabilities", "set capabilities", permitted))
+    caps, warnings = capability_sets(process)
+    steps += [("warn", "set capabilities", encoded(warning)) for warning in warnings]
+    steps.append(("foresee_capabilities", "set capabilities", caps["permitted"]))
     return steps
 
 
-def rlimit_number(name: str) -> int:
-    """RLIMIT_ by its name. Raises InvalidArgument."""
-    number = getattr(resource, name, None) if name.startswith("RLIMIT_") else None
-    if not isinstance(number, int):
-        raise InvalidArgument("set resource limits", cause=f"unknown limit {name}")
-    return number
+def capability_sets(process: Spec) -> tuple[dict[str, int], list[str]]:
+    """Masks by name, as the kernel grants them, and warnings of what it does not: that is no failure, says the specification.
+
+    Effective ones must be permitted, inheritable ones in the bounding set, ambient ones permitted and inheritable (capabilities(7)).
+    """
+    given = process.get("capabilities") or {}
+    found: dict[str, int] = {}
+    warnings: list[str] = []
+    for kind in SETS:
+        found[kind], unknown = mask(given.get(kind) or ())
+        warnings += [f"{name} of the {kind} set is unknown, and not granted" for name in unknown]
+    for kind, needed in (
+        ("effective", ("permitted",)),
+        ("inheritable", ("bounding",)),
+        ("ambient", ("permitted", "inheritable")),
+    ):
+        allowed = found[kind]
+        for other in needed:
+            allowed &= found[other]
+        refused = found[kind] & ~allowed
+        if refused:
+            warnings.append(f"{', '.join(names(refused))} cannot be {kind}: not {' and '.join(needed)}")
+        found[kind] = allowed
+    return found, warnings
+
+
+def limits(process: Spec) -> list[tuple[str, int, int, int]]:
+    """(name, number, soft, hard) of each of `process.rlimits`. Raises InvalidArgument with the JSON path."""
+    found: dict[str, tuple[str, int, int, int]] = {}
+    for index, item in enumerate(process.get("rlimits") or ()):
+        path = f"process.rlimits[{index}]"
+        name, soft, hard = item.get("type"), item.get("soft"), item.get("hard")
+        if name not in LIMITS:
+            raise InvalidArgument(f"read {path}.type", cause=f"{name!r} is unknown")
+        if name in found:
+            raise InvalidArgument(f"read {path}.type", cause=f"{name} is there twice")
+        for key, value in (("soft", soft), ("hard", hard)):
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= UNLIMITED:
+                raise InvalidArgument(f"read {path}.{key}", cause=f"{value!r} is not a whole number of 64 bits")
+        if soft > hard:
+            raise InvalidArgument(f"read {path}.soft", cause=f"{soft} is over the hard limit of {hard}")
+        found[name] = (name, LIMITS.index(name), soft, hard)
+    return list(found.values())
 
 
 def signed(limit: int) -> int:
-    """An rlimit as setrlimit takes it: the largest unsigned number is no limit."""
-    return -1 if limit >= (1 << 64) - 1 else limit
+    """An rlimit as setrlimit takes it, a signed number of 64 bits: −1, the largest unsigned one, is no limit."""
+    return limit - (SIGN << 1) if limit >= SIGN else limit
 
 
 def program(process: Spec) -> dict[str, list[bytes]]:

@@ -60,6 +60,24 @@ class Logs:
         """The next byte goes to a new file at the log path. Idempotent. Raises LogFailed, DeadlineExceeded."""
         await self._ask(group, wire.REOPEN, container_id, (container_id.encode(),), (), "reopen")
 
+    async def attach(self, group: str, container_id: str) -> socket.socket:
+        """A socket that gets a copy of all that a container says from now on, in packets (`launch.taps`). It is the caller's.
+
+        Raises LogFailed, DeadlineExceeded.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        with theirs:
+            try:
+                await self._ask(group, wire.ATTACH, container_id, (container_id.encode(),), [theirs.fileno()], "follow")
+            except BaseException:
+                ours.close()
+                raise
+        return ours
+
+    async def end_input(self, group: str, container_id: str) -> None:
+        """A container's stdin is over once nobody else writes to it. Idempotent. Raises LogFailed, DeadlineExceeded."""
+        await self._ask(group, wire.CLOSE_INPUT, container_id, (container_id.encode(),), (), "end the stdin beside")
+
     async def drain(self, group: str, container_id: str, timeout: float) -> bool:
         """Wait until all that a dead container has written is in its log; False where something still writes after `timeout` seconds."""
         if not self._is_served(group):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from tare.errors import InvalidArgument
 from tare.launch import linux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 SETS = {
     "ro": linux.MOUNT_ATTR_RDONLY,
@@ -32,7 +34,8 @@ CLEARS = {
     "norelatime": linux.MOUNT_ATTR_RELATIME,
     "nostrictatime": linux.MOUNT_ATTR_STRICTATIME,
 }
-NOTHING = frozenset({"defaults", "async"})
+NOTHING = frozenset({"defaults", "async", "silent", "loud", "iversion", "noiversion"})
+"""What a mount is anyway, or what makes no difference: file systems that count versions of inodes do so unasked."""
 ACCESS_TIMES = linux.MOUNT_ATTR_ATIME
 ACCESS_TIME_OPTIONS = frozenset({"noatime", "relatime", "strictatime", "atime", "norelatime", "nostrictatime"})
 PROPAGATION = {
@@ -47,18 +50,26 @@ PROPAGATION = {
 }
 
 
-@dataclass(slots=True)
 class Flags:
     """What options come to. Attributes are MOUNT_ATTR_ bits; the recursive ones hold for submounts too; data are fsconfig settings."""
 
-    bind: bool = False
-    recursive: bool = False
-    set: int = 0
-    clear: int = 0
-    recursive_set: int = 0
-    recursive_clear: int = 0
-    propagation: tuple[int, bool] | None = None
-    data: tuple[tuple[bytes, bytes | None], ...] = ()
+    __slots__ = (
+        *("bind", "clear", "copy_up", "data", "idmap", "idmap_recursive", "propagation", "recursive"),
+        *("recursive_clear", "recursive_set", "set"),
+    )
+
+    def __init__(self) -> None:
+        self.bind = False
+        self.recursive = False
+        self.set = 0
+        self.clear = 0
+        self.recursive_set = 0
+        self.recursive_clear = 0
+        self.idmap = False
+        self.idmap_recursive = False
+        self.copy_up = False
+        self.propagation: tuple[int, bool] | None = None
+        self.data: tuple[tuple[bytes, bytes | None], ...] = ()
 
 
 def of(mount: Mapping[str, Any]) -> Flags:
@@ -77,6 +88,14 @@ def parse(options: Sequence[str]) -> Flags:
             flags.bind, flags.recursive = True, option == "rbind"
         elif option in NOTHING:
             continue
+        elif option == "remount":
+            raise InvalidArgument(
+                "make a container", cause="`remount`: a container's mounts are made once, with their flags"
+            )
+        elif option in ("idmap", "ridmap"):
+            flags.idmap, flags.idmap_recursive = True, option == "ridmap"
+        elif option == "tmpcopyup":
+            flags.copy_up = True
         elif option in PROPAGATION:
             flags.propagation = PROPAGATION[option]
         elif option in SETS or option in CLEARS:

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tare.handlers.processes import Process
 from tare.launch import linux
 
 PIN_FLAGS = {
+    "user": linux.CLONE_NEWUSER,
     "net": linux.CLONE_NEWNET,
     "ipc": linux.CLONE_NEWIPC,
     "uts": linux.CLONE_NEWUTS,
     "pid": linux.CLONE_NEWPID,
 }
+ENTER_ALL = (
+    linux.CLONE_NEWNS
+    | linux.CLONE_NEWPID
+    | linux.CLONE_NEWNET
+    | linux.CLONE_NEWIPC
+    | linux.CLONE_NEWUTS
+    | linux.CLONE_NEWCGROUP
+)
+ENTER_IF_OTHER = {
+    "user": linux.CLONE_NEWUSER,
+    "time": linux.CLONE_NEWTIME,
+}  # not every kernel has them, and one's own user namespace is refused
 EINVAL = 22
+
+
+def entered(pid: int) -> int:
+    """CLONE_NEW flags of the namespaces of a container's process that a further one enters."""
+    return ENTER_ALL | sum(flag for kind, flag in ENTER_IF_OTHER.items() if inode(pid, kind) != inode("self", kind))
+
+
+def inode(pid: int | str, kind: str) -> int:
+    """What tells a process's namespace from others; 0 where there is no such process, or no such kind."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/{kind}").st_ino
+    except OSError:
+        return 0
 
 
 def unpin(pin: Path) -> None:

@@ -12,49 +12,97 @@ if TYPE_CHECKING:
 
     from tare.launch.plan import Plan
 
-STDIN, STDOUT, STDERR, ROOT, NULL, FIRST_FREE = 0, 1, 2, 3, 4, 16
-"""Slots of descriptors in a plan; 8 to 15 are for namespaces, those from FIRST_FREE on for mounts."""
+STDIN, STDOUT, STDERR, ROOT, NULL, USER, FIRST_NAMESPACE, FIRST_FREE = 0, 1, 2, 3, 4, 6, 8, 16
+"""Slots of descriptors in a plan; those from FIRST_FREE on are for mounts."""
 
 
 class Filter:
-    """Compiled BPF, and the SECCOMP_FILTER_FLAG_ bits to load it with."""
+    """Compiled BPF, and the SECCOMP_FILTER_FLAG_ bits to load it with. `listener` is the path of the socket that is given the listener of its
+    notifications, with `metadata`; "" where there are none."""
 
-    __slots__ = ("flags", "program")
+    __slots__ = ("flags", "listener", "metadata", "program")
 
-    def __init__(self, *, program: bytes, flags: int = 0) -> None:
+    def __init__(self, *, program: bytes, flags: int = 0, listener: str = "", metadata: str = "") -> None:
         self.program = program
         self.flags = flags
+        self.listener = listener
+        self.metadata = metadata
 
 
 class Compiled:
-    """A plan, and what the launcher has to know beside it."""
+    """A plan, and what the launcher has to know beside it: the namespaces to clone into, whether a process in between makes the child,
+    and the cgroup v2 directory that clone3 is to place it in ("": none)."""
 
-    __slots__ = ("clone_flags", "pid_namespace", "plan")
+    __slots__ = ("cgroup", "clone_flags", "helper", "plan")
 
-    def __init__(self, *, plan: Plan, clone_flags: int, pid_namespace: str = "") -> None:
+    def __init__(self, *, plan: Plan, clone_flags: int, helper: bool = False, cgroup: str = "") -> None:
         self.plan = plan
         self.clone_flags = clone_flags
-        self.pid_namespace = pid_namespace
+        self.helper = helper
+        self.cgroup = cgroup
+
+
+class Directory:
+    """A directory of the node, with what is mounted below, as a root file system: a bundle's."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+
+class Mappings:
+    """Of a user namespace: (first ID in the container, first ID on the node, how many) each."""
+
+    __slots__ = ("gid", "uid")
+
+    def __init__(self, uid: tuple[tuple[int, int, int], ...], gid: tuple[tuple[int, int, int], ...]) -> None:
+        self.uid = uid
+        self.gid = gid
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mappings) and (self.uid, self.gid) == (other.uid, other.gid)
+
+    def __hash__(self) -> int:
+        return hash((self.uid, self.gid))
 
 
 class Place:
     """Where a container's process is made: its FIFOs' directory, the mount point to pivot from, cgroup.procs files, v1 hierarchies.
 
-    `hierarchies` are (folder name, mount options) of each cgroup v1 hierarchy, `unified` is the folder of v2 beside them;
-    `groups` are the container's own directories in them, by folder.
+    Without a directory of FIFOs it keeps the streams that it has inherited.
+    `hierarchies` are (folder name, mount options) of each cgroup v1 hierarchy, `unified` is the folder of v2 beside them; `groups` are
+    the container's own directories in them, by folder. `directory_v2` is the one on v2, into which clone3 places the process; where it
+    cannot, `join` has its file too. With `barrier` the process waits first, until somebody (systemd) has placed it.
+    `id` and `bundle` (an absolute path) are what hooks are told of the container.
     """
 
-    __slots__ = ("base", "groups", "hierarchies", "join", "streams", "unified")
+    __slots__ = (
+        "barrier",
+        "base",
+        "bundle",
+        "directory_v2",
+        "groups",
+        "hierarchies",
+        "id",
+        "join",
+        "streams",
+        "unified",
+    )
 
     def __init__(
         self,
         *,
-        streams: Path,
-        base: Path,
+        streams: Path | None,
+        base: Path | str,
         join: tuple[str, ...] = (),
         hierarchies: tuple[tuple[str, tuple[str, ...]], ...] = (),
         unified: str = "",
         groups: Mapping[str, str] | None = None,
+        directory_v2: str | None = None,
+        barrier: bool = False,
+        id: str = "",
+        bundle: str = "/",
     ) -> None:
         self.streams = streams
         self.base = base
@@ -62,3 +110,7 @@ class Place:
         self.hierarchies = hierarchies
         self.unified = unified
         self.groups = groups or {}
+        self.directory_v2 = directory_v2
+        self.barrier = barrier
+        self.id = id
+        self.bundle = bundle

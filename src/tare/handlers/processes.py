@@ -235,3 +235,12 @@ def resolve(future: asyncio.Future[None]) -> None:
     """A result for a future that may have one, or may have been cancelled."""
     if not future.done():
         future.set_result(None)
+
+
+def executable(pid: int) -> tuple[int, int] | None:
+    """Device and inode of what a process executes; None where there is no such process."""
+    try:
+        status = os.stat(f"/proc/{pid}/exe")
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

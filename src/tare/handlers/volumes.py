@@ -10,19 +10,18 @@ it lead nowhere outside of the image), and a single lower directory, which overl
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
 from tare.errors import InvalidArgument
 from tare.handlers.options import Flags, encoded
 from tare.launch import linux
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
     from tare.launch.plan import Step
 
 LOWER = b"lowerdir"
-_PART = re.compile(rb"(?:[^:\\]|\\.)+", re.DOTALL)
 
 
 def joined(lowers: Sequence[str]) -> str:
@@ -35,8 +34,19 @@ def layers(mount: Mapping[str, Any], flags: Flags) -> tuple[bytes, ...]:
     data = dict(flags.data)
     if mount.get("type") != "overlay" or flags.bind or set(data) != {LOWER}:
         return ()
-    parts = _PART.findall(data[LOWER] or b"")
-    return tuple(re.sub(rb"\\(.)", rb"\1", part, flags=re.DOTALL) for part in parts)
+    return tuple(filter(None, parted(data[LOWER] or b"")))
+
+
+def parted(text: bytes) -> list[bytes]:
+    """The parts between colons; a backslash stands before a colon or backslash that is a path's own."""
+    parts = [b""]
+    left = iter(text.decode("latin-1"))
+    for letter in left:
+        if letter == ":":
+            parts.append(b"")
+        else:
+            parts[-1] += (next(left, "") if letter == "\\" else letter).encode("latin-1")
+    return parts
 
 
 def union(slot: int, target: str, mount: Mapping[str, Any], flags: Flags, base: bytes) -> list[Step]:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import mmap
+import os
 import signal
 import socket
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from tare.launch import wire
+from tare.launch import wire
+from tare.launch.machine import EXECUTING
 
-LOADING, EXECUTING = (
-    1,
-    2,
-)  # in byte 4 of the shared page: the filter is being loaded; what follows is execve and nothing else
+PIDFD_SIGNAL_PROCESS_GROUP = 4  # Linux 6.9; before that a group is signalled by number
+EINVAL = 22
 
 
 class Child:
     """A process, from its fork to its reaping.
 
-        making ──READY──► at its gate ──GO──► going ──end of file──► running ──► reaped
-           └──────────────────┴───FAILED, or killed──┴─────────────────────────────┘
+        making (or at its barrier) ──READY──► at its gate ──GO──► going ──end of file──► running ──► reaped
+           └──────────────────────────────────────┴───FAILED, or killed──┴─────────────────────────────┘
 
     `status` is the launcher's end of their socket pair, None from the end of file on; `theirs` is the child's, to be closed
     here once it is forked. Raises OSError where there is no room for them. `helper` is the intermediate process, if
@@ -42,13 +40,14 @@ class Child:
         self.pid = 0
         self.pidfd = -1
         self.start = 0
+        self.at_barrier = False  # waits to be placed by somebody else
         self.marked = False
         self.going = False  # past its gate
         self.unwanted = False  # killed by us: what it still says is not heard
         self.answered = False
         self.failure: tuple[bytes, int, bytes] | None = None
         self.terminal = -1
-        self.early: list[wire.Field] | None = None  # READY, where it overtook CHILD: two processes speak on one socket
+        self.early: tuple[int, list[wire.Field]] | None = None  # what overtook CHILD: two processes speak on one socket
 
     def at_gate(self) -> bool:
         """Whether it waits to be let through."""
@@ -62,10 +61,27 @@ class Child:
         return (b"load the seccomp filter", number) if number else None
 
     def kill(self) -> None:
-        """SIGKILL for it and for what was to make it."""
+        """SIGKILL for it and for what was to make it; for a command, with all that is in its process group."""
         for pidfd in (self.pidfd, self.helper):
             if pidfd >= 0:
                 send_signal(pidfd, signal.SIGKILL)
+        if self.kind == wire.COMMAND and self.pidfd >= 0:
+            kill_group(self.pid, self.pidfd)
+
+
+def kill_group(pid: int, pidfd: int) -> None:
+    """SIGKILL for all that is in a process's group, also where the process itself has ended."""
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL, None, PIDFD_SIGNAL_PROCESS_GROUP)
+    except ProcessLookupError:
+        return
+    except OSError as error:
+        if error.errno != EINVAL:
+            raise
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
 
 
 def send_signal(pidfd: int, number: int) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
+import _signal  # type: ignore[import-not-found]  # not `signal`, which makes an enum of every answer
 import fcntl
 import os
 import resource
-import signal
 
 from tare.launch import linux, mounts, packets, wire
 
@@ -25,10 +24,11 @@ NAMESPACE_FLAGS = {
     b"pid": linux.CLONE_NEWPID,
     b"user": linux.CLONE_NEWUSER,
     b"uts": linux.CLONE_NEWUTS,
+    b"time": linux.CLONE_NEWTIME,
     b"cgroup": linux.CLONE_NEWCGROUP,
 }
-IGNORED = int(signal.SIG_IGN)
-EACCES, EPERM = 13, 1
+IGNORED = int(_signal.SIG_IGN)
+EACCES, EPERM, EINVAL, EROFS = 13, 1, 22, 30
 
 
 def hide(machine: Machine) -> None:
@@ -125,10 +125,10 @@ def keyring(machine: Machine) -> None:
 
 def reset_signals() -> None:
     """Nothing ignored (Python ignores SIGPIPE and SIGXFSZ, a service manager may more), and an empty mask. execve resets handlers."""
-    for number in range(1, signal.NSIG):
-        if _signal.getsignal(number) == IGNORED:  # not `signal`'s, which makes an enum of every answer
-            signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in range(1, _signal.NSIG):
+        if _signal.getsignal(number) == IGNORED:
+            _signal.signal(number, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
 def umask(machine: Machine, mask: int) -> None:
@@ -167,10 +167,37 @@ def own(fd: int, uid: int) -> None:
         os.fchown(fd, uid, -1)
 
 
+def own_streams(machine: Machine, uid: int) -> None:
+    """Descriptors 0, 1 and 2 as they were inherited, owned by the container's user where their file system lets them be."""
+    for fd in range(3):
+        try:
+            own(fd, uid)
+        except OSError as error:
+            if error.errno not in (EPERM, EINVAL, EROFS):
+                raise
+
+
 def terminal(machine: Machine, uid: int, rows: int, columns: int) -> None:
     """A new terminal from the container's own devpts as streams, controlling terminal and /dev/console; its master goes to the launcher."""
+    master, slave = new_terminal(machine.root, uid, rows, columns)
+    tree = linux.open_tree(slave, b"", linux.OPEN_TREE_CLONE | linux.AT_EMPTY_PATH)
+    machine.slots[-1] = tree
+    mounts.attach(machine, -1, b"/dev/console", True)
+    use_terminal(machine, master, slave)
+
+
+def exec_terminal(machine: Machine, uid: int, rows: int, columns: int) -> None:
+    """The same for a further process in a container: a terminal of its own, and no console."""
+    root = os.open(b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    master, slave = new_terminal(root, uid, rows, columns)
+    os.close(root)
+    use_terminal(machine, master, slave)
+
+
+def new_terminal(root: int, uid: int, rows: int, columns: int) -> tuple[int, int]:
+    """(master, slave) of the devpts beneath a root, which must be that."""
     flags = os.O_RDWR | os.O_NOCTTY
-    master = mounts.open_device(machine.root, b"dev/pts/ptmx", mounts.PTMX_DEVICE, flags, mounts.STRICT)
+    master = mounts.open_device(root, b"dev/pts/ptmx", mounts.PTMX_DEVICE, flags, mounts.STRICT)
     fcntl.ioctl(master, 0x40045431, b"\0\0\0\0")  # TIOCSPTLCK: unlock
     if rows and columns:
         size = rows.to_bytes(2, "little") + columns.to_bytes(2, "little") + b"\0\0\0\0"
@@ -178,9 +205,11 @@ def terminal(machine: Machine, uid: int, rows: int, columns: int) -> None:
     slave = fcntl.ioctl(master, linux.TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     os.fchown(slave, uid, -1)
     os.fchmod(slave, 0o620)
-    tree = linux.open_tree(slave, b"", linux.OPEN_TREE_CLONE | linux.AT_EMPTY_PATH)
-    machine.slots[-1] = tree
-    mounts.attach(machine, -1, b"/dev/console", True)
+    return master, slave
+
+
+def use_terminal(machine: Machine, master: int, slave: int) -> None:
+    """Controlling terminal and standard streams; both descriptors are closed, and the launcher has the master."""
     fcntl.ioctl(slave, linux.TIOCSCTTY, 0)
     for target in range(3):
         os.dup2(slave, target)
@@ -208,6 +237,8 @@ def identity(machine: Machine, uid: int, gid: int, groups: tuple[int, ...]) -> N
     os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
+    # The sysctl fs.suid_dumpable may let a process that changes its user be looked into again.
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
 
 
 def capabilities(machine: Machine, effective: int, permitted: int, inheritable: int, ambient: int) -> None:
@@ -225,6 +256,11 @@ def foresee_capabilities(machine: Machine, permitted: int) -> None:
     lacking = permitted & ~linux.capget()
     if lacking:
         machine.warnings.append(b"capabilities %x are not the launcher's to give" % lacking)
+
+
+def warn(machine: Machine, text: bytes) -> None:
+    """Something that whoever compiled the plan found to be left out."""
+    machine.warnings.append(text)
 
 
 def no_new_privileges(machine: Machine) -> None:
@@ -260,12 +296,15 @@ OPERATIONS: dict[str, Callable[..., None]] = {
     "umask": umask,
     "open_stream": open_stream,
     "streams": streams,
+    "own_streams": own_streams,
     "change_directory": change_directory,
     "terminal": terminal,
+    "exec_terminal": exec_terminal,
     "bounding": bounding,
     "identity": identity,
     "capabilities": capabilities,
     "foresee_capabilities": foresee_capabilities,
+    "warn": warn,
     "no_new_privileges": no_new_privileges,
     "seccomp": seccomp,
     "seccomp_last": seccomp_last,

@@ -5,7 +5,8 @@ exit before reaping it. It never reads a plan and touches no path that a pod nam
 answers are drawn in `wire`. It dies with nothing lost: its children go to the keeper, and a new launcher serves new calls.
 
     CREATE ─► clone3 ─► child: steps …  READY ─► OK ══ waits for START ═► GO ─► child: credentials … execve
-    EXEC, NAMESPACES, CHECK: the same, without the wait
+                            └─ or first  BARRIER ─► BORN ══ waits for PROCEED ═► GO ─► steps …
+    EXEC, NAMESPACES, CHECK, COMMAND: the same, without the wait
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from __future__ import annotations
 import gc
 import mmap
 import os
-import select
 import signal
 import socket
-import time
 
-from tare.launch import checks, exec, image, init, linux, namespaces, packets, tasks, wire
+from tare.launch import between, checks, commands, exec, image, init, linux, namespaces, packets, tasks, wire
 from tare.launch.children import Child
 from tare.launch.loggers import Loggers
+from tare.launch.loop import Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,67 +48,36 @@ class Launcher:
             bytes, Child
         ] = {}  # by the name of the request, until that has failed, is abandoned, or its process is reaped
         self.pids: set[int] = set()  # of children that are not reaped
-        self.actions: dict[int, Callable[[], object]] = {}
-        self.chores: list[tuple[float, Callable[[], object]]] = []  # (when, what)
-        self.loggers = Loggers(run, self.watch, self.unwatch, self.later)
+        self.loop = Loop()
+        self.loggers = Loggers(run, self.loop.watch, self.loop.unwatch, self.loop.later)
         self.reaped = 0
-        self.ending = False
         # What each request is made of: its fields (b bytes, i number), the least number of descriptors, and who serves it.
         self.requests: dict[int, tuple[str, int, Callable[[socket.socket, int, Fields, list[int]], None]]] = {
-            wire.CREATE: ("bib", 1, self.create),
+            wire.CREATE: ("bii", 1, self.create),
+            wire.PROCEED: ("b", 0, self.proceed),
             wire.EXEC: ("b", 5, self.exec),
             wire.NAMESPACES: ("bi", 1, self.namespaces),
             wire.CHECK: ("b", 1, self.check),
+            wire.COMMAND: ("bi", 4, self.command),
             wire.START: ("b", 0, self.start),
             wire.ABANDON: ("b", 0, self.abandon),
             wire.LOGGER: ("b", 0, self.logger),
         }
-        self.epoll = select.epoll()
         self.term = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.watch(listener.fileno(), self.accept)
-        self.watch(self.term[0], self.quit)
-
-    # The loop
-
-    def watch(self, fd: int, action: Callable[[], object]) -> None:
-        self.epoll.register(fd, select.EPOLLIN)
-        self.actions[fd] = action
-
-    def unwatch(self, fd: int) -> None:
-        self.epoll.unregister(fd)
-        del self.actions[fd]
-
-    def later(self, seconds: float, chore: Callable[[], object]) -> None:
-        self.chores.append((time.monotonic() + seconds, chore))
+        self.loop.watch(listener.fileno(), self.accept)
+        self.loop.watch(self.term[0], self.quit)
 
     def serve(self) -> None:
-        """Until SIGTERM. One event at a time: of several, one may speak of a descriptor that the one before it has closed."""
+        """Until SIGTERM."""
         signal.set_wakeup_fd(self.term[1], warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: None)
         self.loggers.adopt_all()
-        while not self.ending:
-            for fd, _ in self.epoll.poll(self.patience(), 1):
-                self.actions[fd]()
-            if self.chores:
-                self.do_chores()
-
-    def patience(self) -> float | None:
-        """Seconds until the next chore."""
-        if not self.chores:
-            return None
-        return max(0.0, min(when for when, _ in self.chores) - time.monotonic())
-
-    def do_chores(self) -> None:
-        now = time.monotonic()
-        due = [chore for when, chore in self.chores if when <= now]
-        self.chores = [(when, chore) for when, chore in self.chores if when > now]
-        for chore in due:
-            chore()
+        self.loop.run()
 
     def quit(self) -> None:
         """End the loggers, which the keeper has found to have nothing to do, and this process."""
         self.loggers.end()
-        self.ending = True
+        self.loop.ending = True
 
     # Connections
 
@@ -117,18 +86,18 @@ class Launcher:
             connection = packets.accept(self.listener)
         except OSError as error:
             image.complain("tare-launcher", f"accept a connection: {error!r}")
-            self.unwatch(self.listener.fileno())
-            self.later(RETRY, lambda: self.watch(self.listener.fileno(), self.accept))
+            self.loop.unwatch(self.listener.fileno())
+            self.loop.later(RETRY, lambda: self.loop.watch(self.listener.fileno(), self.accept))
             return
         if connection is not None:
             self.connections[connection.fileno()] = connection
-            self.watch(connection.fileno(), lambda: self.message(connection))
+            self.loop.watch(connection.fileno(), lambda: self.message(connection))
 
     def hang_up(self, connection: socket.socket) -> None:
         """The daemon of this connection is gone: what it created and never started ends."""
         if connection.fileno() < 0:
             return
-        self.unwatch(connection.fileno())
+        self.loop.unwatch(connection.fileno())
         del self.connections[connection.fileno()]
         connection.close()
         for child in list(self.named.values()):
@@ -180,20 +149,30 @@ class Launcher:
     # Requests
 
     def create(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
-        name, flags, pid_namespace = wire.bytes_of(fields[0]), wire.int_of(fields[1]), wire.bytes_of(fields[2])
+        name, flags, helper = wire.bytes_of(fields[0]), wire.int_of(fields[1]), bool(fields[2])
         plan, cgroup = fds[0], fds[1] if len(fds) > 1 else -1
 
         def body(status: socket.socket, outcome: mmap.mmap) -> None:
-            if pid_namespace:
-                init.enter(status, outcome, plan, pid_namespace, flags, cgroup)
+            if helper:
+                between.main(status, outcome, plan, flags, cgroup)
             else:
                 init.main(status, outcome, plan)
 
         child = self.child(wire.CREATE, name, connection, request)
-        if pid_namespace:
+        if helper:
             self.fork(child, body, (plan, cgroup) if cgroup >= 0 else (plan,), helper=True)
         else:
             self.fork(child, body, (plan,), flags, cgroup)
+
+    def proceed(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
+        """A child that waits to be placed goes on; this request is answered as the one that made it would have been."""
+        child = self.named.get(wire.bytes_of(fields[0]))
+        if child is None or not child.at_barrier or child.status is None:
+            self.refuse(connection, request, b"gate", ESRCH, b"the process that was to go on is gone")
+            return
+        child.at_barrier = False
+        child.request, child.answered, child.connection = request, False, connection
+        self.say_go(child)
 
     def exec(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
         plan, target, *streams = fds[:5]
@@ -208,12 +187,23 @@ class Launcher:
     def namespaces(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
         plan = fds[0]
         child = self.child(wire.NAMESPACES, wire.bytes_of(fields[0]), connection, request)
-        self.fork(child, lambda status, _: namespaces.main(status, plan), (plan,), wire.int_of(fields[1]))
+        flags = wire.int_of(fields[1])
+        if flags & linux.CLONE_NEWUSER:
+            self.fork(child, lambda status, _: namespaces.with_owner(status, plan, flags), (plan,), helper=True)
+        else:
+            self.fork(child, lambda status, _: namespaces.main(status, plan), (plan,), flags)
 
     def check(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
         plan = fds[0]
         child = self.child(wire.CHECK, wire.bytes_of(fields[0]), connection, request)
         self.fork(child, lambda status, _: checks.main(status, plan), (plan,))
+
+    def command(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
+        plan, *streams = fds[:4]
+        child = self.child(wire.COMMAND, wire.bytes_of(fields[0]), connection, request)
+        self.fork(child, lambda status, outcome: commands.main(status, outcome, plan, streams), (plan, *streams))
+        if limit := wire.int_of(fields[1]):
+            self.loop.later(limit / 1000, child.kill)
 
     def start(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
         child = self.named.get(wire.bytes_of(fields[0]))
@@ -261,22 +251,22 @@ class Launcher:
             image.end_after(body, child.theirs, child.outcome)
         child.theirs.close()
         self.named[child.name] = child
-        self.watch(child.status.fileno(), lambda: self.child_message(child))
+        self.loop.watch(child.status.fileno(), lambda: self.child_message(child))
         if helper:
             child.helper, child.helper_pid = pidfd, pid
             self.pids.add(pid)
-            self.watch(pidfd, lambda: self.helper_ended(child))
+            self.loop.watch(pidfd, lambda: self.helper_ended(child))
         else:
             self.born(child, pid, pidfd)
 
     def born(self, child: Child, pid: int, pidfd: int) -> None:
         child.pid, child.pidfd, child.start = pid, pidfd, linux.start_time(pid)
         self.pids.add(pid)
-        self.watch(pidfd, lambda: self.ended(child))
+        self.loop.watch(pidfd, lambda: self.ended(child))
 
     def helper_ended(self, child: Child) -> None:
         """The intermediate process is done. One that was killed may have made a process and not said so."""
-        self.unwatch(child.helper)
+        self.loop.unwatch(child.helper)
         if not child.pid:
             self.hear_out(child)
         if not child.pid:
@@ -289,7 +279,7 @@ class Launcher:
 
     def bury_helper(self, child: Child) -> None:
         if os.waitid(os.P_PIDFD, child.helper, os.WEXITED | os.WNOHANG) is None:
-            self.later(TRACED_PAUSE, lambda: self.bury_helper(child))
+            self.loop.later(TRACED_PAUSE, lambda: self.bury_helper(child))
             return
         self.pids.discard(child.helper_pid)
         os.close(child.helper)
@@ -304,7 +294,7 @@ class Launcher:
         if info is not None and info.si_pid not in self.pids | self.loggers.pids:
             os.waitid(os.P_PID, info.si_pid, os.WEXITED)
         elif looks:
-            self.later(STRAY_PAUSE, lambda: self.look_for_strays(looks - 1))
+            self.loop.later(STRAY_PAUSE, lambda: self.look_for_strays(looks - 1))
 
     def hear_out(self, child: Child) -> None:
         """What has been said so far."""
@@ -326,15 +316,15 @@ class Launcher:
             if child.unwanted:
                 child.kill()
             elif child.early is not None:
-                self.ready(child, child.early)
+                self.arrived(child, *child.early)
         elif child.unwanted:
             pass
         elif kind == wire.TERMINAL:
             child.terminal = fds.pop()
-        elif kind == wire.READY and child.pid:
-            self.ready(child, fields)
-        elif kind == wire.READY:
-            child.early = fields
+        elif kind in (wire.READY, wire.BARRIER) and child.pid:
+            self.arrived(child, kind, fields)
+        elif kind in (wire.READY, wire.BARRIER):
+            child.early = (kind, fields)
         elif kind == wire.FAILED:
             child.failure = (wire.bytes_of(fields[0]), wire.int_of(fields[1]), wire.bytes_of(fields[2]))
         elif kind == wire.OK:
@@ -354,11 +344,19 @@ class Launcher:
             self.drop_name(child)
         self.reply(child, wire.OK, fields, fds)
 
+    def arrived(self, child: Child, kind: int, fields: Fields) -> None:
+        """It waits: to be placed, or at its gate."""
+        if kind == wire.READY:
+            self.ready(child, fields)
+            return
+        child.at_barrier = True
+        self.reply(child, wire.BORN, (child.pid, child.start), (child.pidfd,))
+
     def ready(self, child: Child, fields: Fields) -> None:
         """At its gate: its marker is written before anyone can let it through."""
         if not self.mark(child):
             return
-        if child.kind == wire.EXEC:
+        if child.kind in (wire.EXEC, wire.COMMAND):
             self.open_gate(child)
             return
         fds = [child.pidfd] if child.terminal < 0 else [child.pidfd, child.terminal]
@@ -368,7 +366,7 @@ class Launcher:
     def mark(self, child: Child) -> bool:
         """Write the marker; where that cannot be, the child ends."""
         try:
-            tasks.mark(self.run, child.pid, child.start)
+            tasks.mark(self.run, child.pid, child.start, commands.MARK if child.kind == wire.COMMAND else b"")
         except OSError as error:
             child.failure = (b"write the marker", error.errno or 0, os.fsencode(str(error)))
             child.kill()
@@ -378,8 +376,11 @@ class Launcher:
         return True
 
     def open_gate(self, child: Child) -> None:
-        assert child.status is not None
         child.going = True
+        self.say_go(child)
+
+    def say_go(self, child: Child) -> None:
+        assert child.status is not None
         try:
             packets.send(child.status, wire.GO)
         except packets.Closed:
@@ -388,17 +389,16 @@ class Launcher:
     def silent(self, child: Child) -> None:
         """The child's socket has closed: it has exec'd, or failed, or was killed. Or it is closed here, which ends the child."""
         assert child.status is not None
-        self.unwatch(child.status.fileno())
+        self.loop.unwatch(child.status.fileno())
         child.status.close()
         child.status = None
         outcome = child.read_outcome()
         child.outcome.close()
+        if outcome is not None and not outcome[1] and not child.answered:
+            fds = [child.pidfd] if child.kind in (wire.EXEC, wire.COMMAND) else []
+            self.reply(child, wire.OK, (child.pid, child.start), fds if child.terminal < 0 else [*fds, child.terminal])
         self.close_terminal(child)
         if child.answered:
-            return
-        if outcome is not None and not outcome[1]:
-            fds = [child.pidfd] if child.kind == wire.EXEC else []
-            self.reply(child, wire.OK, (child.pid, child.start), fds)
             return
         if outcome is not None:
             child.failure = (*outcome, b"")  # the errno says it
@@ -429,7 +429,7 @@ class Launcher:
 
     def ended(self, child: Child) -> None:
         """It has ended; what it said before that comes first."""
-        self.unwatch(child.pidfd)
+        self.loop.unwatch(child.pidfd)
         self.hear_out(child)
         if child.status is not None:
             self.silent(child)
@@ -439,13 +439,13 @@ class Launcher:
         """Reap, with the exit on record first, and tell whoever listens. Where it cannot be written, the zombie keeps the code meanwhile."""
         info = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if info is None:
-            self.later(TRACED_PAUSE, lambda: self.bury(child))
+            self.loop.later(TRACED_PAUSE, lambda: self.bury(child))
             return
         try:
             key = tasks.record_exit(self.run, info)
         except OSError as error:
             image.complain("tare-launcher", f"record the exit of process {child.pid}: {error!r}")
-            self.later(RETRY, lambda: self.bury(child))
+            self.loop.later(RETRY, lambda: self.bury(child))
             return
         os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
         self.pids.discard(child.pid)

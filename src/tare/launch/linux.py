@@ -5,8 +5,9 @@ Knows nothing of containers. `PyDLL` keeps the interpreter's lock during a call:
 
 from __future__ import annotations
 
-import ctypes
 import os
+
+from tare.launch import foreign as ctypes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ NR_CLOSE_RANGE = 436
 NR_OPENAT2 = 437
 NR_MOUNT_SETATTR = 442
 
+CLONE_NEWTIME = 0x80
 CLONE_PIDFD = 0x1000
 CLONE_PARENT = 0x8000
 CLONE_NEWNS = 0x20000
@@ -44,11 +46,12 @@ CLONE_INTO_CGROUP = 0x200000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC = 32, 4096, 16384
 MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE, MS_SHARED = 1 << 17, 1 << 18, 1 << 19, 1 << 20
-MNT_DETACH = 2
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
 MOUNT_ATTR_RELATIME, MOUNT_ATTR_NOATIME, MOUNT_ATTR_STRICTATIME, MOUNT_ATTR_ATIME = 0, 0x10, 0x20, 0x70
 MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOSYMFOLLOW = 0x80, 0x200000
+MOUNT_ATTR_IDMAP = 0x100000
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -91,7 +94,7 @@ def check(result: int, doing: str) -> int:
 class CloneArgs(ctypes.Structure):
     """struct clone_args of clone3(2)."""
 
-    _fields_ = [
+    _fields_ = tuple(
         (name, ctypes.c_uint64)
         for name in (
             "flags",
@@ -106,7 +109,7 @@ class CloneArgs(ctypes.Structure):
             "set_tid_size",
             "cgroup",
         )
-    ]
+    )
 
 
 def clone3(flags: int = 0, cgroup: int = -1) -> tuple[int, int]:
@@ -157,6 +160,18 @@ def set_name(name: bytes) -> None:
 def sethostname(name: bytes) -> None:
     """sethostname(2) of this UTS namespace."""
     check(libc.sethostname(ctypes.c_char_p(name), ctypes.c_size_t(len(name))), "sethostname")
+
+
+def setdomainname(name: bytes) -> None:
+    """setdomainname(2) of this UTS namespace."""
+    check(libc.setdomainname(ctypes.c_char_p(name), ctypes.c_size_t(len(name))), "setdomainname")
+
+
+def filesystem_type(fd: int) -> int:
+    """f_type of fstatfs(2)."""
+    words = (ctypes.c_long * 32)()  # struct statfs is shorter; its first member is the type
+    check(libc.fstatfs(ctypes.c_int(fd), words), "fstatfs")
+    return int(words[0]) & 0xFFFFFFFF
 
 
 def mount(source: bytes | None, target: bytes, kind: bytes | None, flags: int = 0, data: bytes | None = None) -> None:
@@ -226,7 +241,7 @@ def fsmount(context: int, attributes: int = 0) -> int:
 class MountAttr(ctypes.Structure):
     """struct mount_attr of mount_setattr(2)."""
 
-    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd"))
 
 
 def mount_setattr(
@@ -251,7 +266,7 @@ def mount_setattr(
 class OpenHow(ctypes.Structure):
     """struct open_how of openat2(2)."""
 
-    _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("flags", "mode", "resolve"))
 
 
 def openat2(directory: int, path: bytes, flags: int, resolve: int, mode: int = 0) -> int:
@@ -292,7 +307,7 @@ def capget() -> int:
 class SockFprog(ctypes.Structure):
     """struct sock_fprog."""
 
-    _fields_ = [("len", ctypes.c_uint16), ("filter", ctypes.c_void_p)]
+    _fields_ = (("len", ctypes.c_uint16), ("filter", ctypes.c_void_p))
 
 
 class SeccompProgram:
@@ -307,10 +322,12 @@ class SeccompProgram:
             ctypes.c_long(flags),
             ctypes.byref(self._fprog),
         )
+        self.listener = -1
 
     def load(self) -> int:
-        """Install it: 0, or the errno."""
-        return ctypes.get_errno() if syscall(*self._arguments) < 0 else 0
+        """Install it: 0, or the errno. With SECCOMP_FILTER_FLAG_NEW_LISTENER `listener` is its descriptor then."""
+        self.listener = syscall(*self._arguments)
+        return ctypes.get_errno() if self.listener < 0 else 0
 
 
 def join_session_keyring() -> None:

@@ -21,8 +21,17 @@ IN_ROOT = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
 STRICT = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_MAGICLINKS
 NULL_DEVICE, PTMX_DEVICE = os.makedev(1, 3), os.makedev(5, 2)
 MAX_LINKS = 40
-MOUNT_DATA = 4096  # bytes that mount(2) takes as options, with the zero at the end
-EPERM, ENOENT, E2BIG, ENODEV, ENOTDIR, EINVAL, ENAMETOOLONG, ENOSYS, ELOOP = 1, 2, 7, 19, 20, 22, 36, 38, 40
+PROC_MAGIC, PROC_ROOT_INODE = 0x9FA0, 1
+HIDDEN = ", or something is mounted over a part of the node's own"
+OWNERS = {
+    b"proc": "the user namespace does not own the PID namespace" + HIDDEN,
+    b"sysfs": "the user namespace does not own the network namespace" + HIDDEN,
+    b"mqueue": "the user namespace does not own the IPC namespace",
+    b"cgroup": "the user namespace does not own the cgroup namespace",
+    b"cgroup2": "the user namespace does not own the cgroup namespace",
+}
+"""Why a user namespace may not have a file system of these kinds."""
+EPERM, ENOENT, ENODEV, ENOTDIR, EINVAL, ELOOP = 1, 2, 19, 20, 22, 40
 
 
 def open_tree(machine: Machine, slot: int, path: bytes, recursive: bool) -> None:
@@ -35,7 +44,13 @@ def make_filesystem(
     machine: Machine, slot: int, kind: bytes, attributes: int, options: tuple[tuple[bytes, bytes | None], ...]
 ) -> None:
     """A detached mount of a new file system; an option without a value is a flag."""
-    machine.slots[slot] = new_filesystem(kind, attributes, options)
+    try:
+        machine.slots[slot] = new_filesystem(kind, attributes, options)
+    except OSError as error:
+        if error.errno == EPERM and kind in OWNERS and machine.uids:
+            words = f"the kernel refuses a new {kind.decode()} here: {OWNERS[kind]}"
+            raise OSError(EPERM, words, error.filename) from error
+        raise
 
 
 def new_filesystem(kind: bytes, attributes: int, options: tuple[tuple[bytes, bytes | None], ...]) -> int:
@@ -50,89 +65,13 @@ def new_filesystem(kind: bytes, attributes: int, options: tuple[tuple[bytes, byt
         os.close(context)
 
 
-def overlay(machine: Machine, slot: int, lowers: tuple[bytes, ...], upper: bytes, work: bytes, base: bytes) -> None:
-    """The root file system: layers (top first) under a writable directory.
-
-    Kernels before 6.5 have no `lowerdir+` (and say so only when all options are there), and a value over 255 bytes fits no
-    fsconfig: those get mount(2) on `base`.
-    """
-    options = [(b"source", b"overlay"), *((b"lowerdir+", lower) for lower in lowers)]
-    options += [(b"upperdir", upper), (b"workdir", work)]
-    try:
-        machine.slots[slot] = new_filesystem(b"overlay", 0, tuple(options))
-    except OSError as first:
-        if first.errno not in (EINVAL, ENOSYS, ENAMETOOLONG):
-            raise
-        try:
-            old_overlay(machine, slot, lowers, upper, work, base)
-        except OSError as second:
-            raise first if first.strerror != os.strerror(first.errno) else second from None
-
-
-def old_overlay(machine: Machine, slot: int, lowers: tuple[bytes, ...], upper: bytes, work: bytes, base: bytes) -> None:
-    """The same by mount(2), from the layers' common parent so that a page holds the options: it takes its place at `base` at once."""
-    mount_overlay(lowers, b",upperdir=%b,workdir=%b" % (escaped(upper), escaped(work)), base)
-    machine.root = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
-def mount_overlay(lowers: tuple[bytes, ...], more: bytes, base: bytes) -> None:
-    """mount(2) of an overlay at `base`; `more` follows the lower directories."""
-    here = os.path.commonpath([os.path.dirname(lower) for lower in lowers])
-    os.chdir(here)
-    short = [escaped(lower.removeprefix(here.rstrip(b"/") + b"/")) for lower in lowers]
-    data = b"lowerdir=%b%b" % (b":".join(short), more)
-    if len(data) >= MOUNT_DATA:
-        raise OSError(E2BIG, f"{len(lowers)} layers are too many for this kernel", "overlay")
-    linux.mount(b"overlay", base, b"overlay", 0, data)
-    os.chdir(b"/")
-
-
-def escaped(path: bytes) -> bytes:
-    """A path as a part of overlayfs's mount data."""
-    return path.replace(b"\\", b"\\\\").replace(b":", b"\\:").replace(b",", b"\\,")
-
-
-def union(machine: Machine, slot: int, lowers: tuple[bytes, ...], sub_path: bytes, attrs: int, base: bytes) -> None:
-    """A detached read-only mount of layers (top first), or of what is at a path in them, links followed within.
-
-    Kernels before 6.15 clone nothing out of a detached mount, so for a path the whole takes its place at `base` for a moment.
-    """
-    tree = stacked(lowers, base)
-    if sub_path:
-        whole = tree
-        try:
-            linux.move_mount(whole, linux.AT_FDCWD, base)
-            try:
-                place = linux.openat2(whole, sub_path, os.O_PATH, IN_ROOT)
-                tree = linux.open_tree(place, b"", linux.OPEN_TREE_CLONE | linux.AT_EMPTY_PATH)
-                os.close(place)
-            finally:
-                linux.umount(base, linux.MNT_DETACH)
-        finally:
-            os.close(whole)
-    linux.mount_setattr(tree, b"", linux.AT_EMPTY_PATH, attributes=attrs, propagation=linux.MS_PRIVATE)
+def bind_root(machine: Machine, slot: int, path: bytes, kind: int) -> None:
+    """A directory of the node as the root file system. `kind` is MS_SLAVE, to be told of what the node mounts there, or MS_PRIVATE."""
+    tree = linux.open_tree(linux.AT_FDCWD, path, linux.OPEN_TREE_CLONE | linux.AT_RECURSIVE)
+    if not stat.S_ISDIR(os.fstat(tree).st_mode):
+        raise OSError(ENOTDIR, os.strerror(ENOTDIR), os.fsdecode(path))
+    linux.mount_setattr(tree, b"", linux.AT_EMPTY_PATH | linux.AT_RECURSIVE, propagation=kind)
     machine.slots[slot] = tree
-
-
-def stacked(lowers: tuple[bytes, ...], base: bytes) -> int:
-    """A detached overlay without an upper directory; of a single layer, which overlayfs refuses, a bind mount."""
-    if len(lowers) == 1:
-        return linux.open_tree(linux.AT_FDCWD, lowers[0], linux.OPEN_TREE_CLONE)
-    options = [(b"source", b"overlay"), *((b"lowerdir+", lower) for lower in lowers)]
-    try:
-        return new_filesystem(b"overlay", linux.MOUNT_ATTR_RDONLY, tuple(options))
-    except OSError as first:
-        if first.errno not in (EINVAL, ENOSYS, ENAMETOOLONG):
-            raise
-        mount_overlay(lowers, b"", base)
-    tree = linux.open_tree(linux.AT_FDCWD, base, linux.OPEN_TREE_CLONE)
-    linux.umount(base, linux.MNT_DETACH)
-    return tree
-
-
-def bind_root(machine: Machine, slot: int, path: bytes) -> None:
-    """A directory of the node as the root file system."""
-    machine.slots[slot] = linux.open_tree(linux.AT_FDCWD, path, linux.OPEN_TREE_CLONE | linux.AT_RECURSIVE)
 
 
 def propagation(machine: Machine, slot: int, kind: int, recursive: bool) -> None:
@@ -191,6 +130,13 @@ def attach(machine: Machine, slot: int, target: bytes, strict: bool) -> None:
         os.close(tree)
     if target == b"/proc":
         machine.proc = device
+
+
+def expect_proc(machine: Machine, slot: int) -> None:
+    """What is to be bound on /proc must be one: the steps that give orders to the kernel go by it (CVE-2019-16884)."""
+    tree = machine.slots[slot]
+    if linux.filesystem_type(tree) != PROC_MAGIC or os.fstat(tree).st_ino != PROC_ROOT_INODE:
+        raise OSError(EINVAL, "nothing but a proc file system can be mounted on /proc")
 
 
 def bind_group(machine: Machine, source: bytes, attrs: int, target: bytes) -> None:
@@ -342,18 +288,16 @@ def open_null(machine: Machine, slot: int, own: bool) -> None:
 
 
 def open_device(directory: int, path: bytes, number: int, flags: int, resolve: int = 0) -> int:
-    """A character device that must have this number, and what is there instead is never opened (CVE-2025-31133)."""
-    flags |= os.O_NOFOLLOW
-    fd = linux.openat2(directory, path, os.O_PATH | os.O_NOFOLLOW, resolve)
+    """A character device that must have this number, and what is there instead is never opened (CVE-2025-31133), nor used if it comes meanwhile."""
+    if not flags & os.O_PATH:
+        os.close(open_device(directory, path, number, os.O_PATH, resolve))
+    fd = linux.openat2(directory, path, flags | os.O_NOFOLLOW, resolve)
     status = os.fstat(fd)
-    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != number:
-        os.close(fd)
-        name = f"{os.major(number)}:{os.minor(number)}"
-        raise OSError(ENODEV, f"is not the device {name}", "/" + os.fsdecode(path).lstrip("/"))
-    if flags & os.O_PATH:
+    if stat.S_ISCHR(status.st_mode) and status.st_rdev == number:
         return fd
     os.close(fd)
-    return linux.openat2(directory, path, flags, resolve)
+    name = f"{os.major(number)}:{os.minor(number)}"
+    raise OSError(ENODEV, f"is not the device {name}", "/" + os.fsdecode(path).lstrip("/"))
 
 
 def mask(machine: Machine, null: int, path: bytes) -> None:
@@ -404,8 +348,11 @@ def readonly_mount(machine: Machine, path: bytes) -> None:
     os.close(place)
 
 
-def pivot(machine: Machine, kind: int) -> None:
-    """Exchange the root: the node's tree is detached from this namespace, whole. `kind` is the new root's propagation, 0 to leave it."""
+def pivot(machine: Machine, kind: int, recursive: bool) -> None:
+    """Exchange the root: the node's tree is detached from this namespace, whole. `kind` is the new root's propagation, 0 to leave it.
+
+    It comes last: a root that is shared cannot be exchanged, and of one that is unbindable no path can be made read-only.
+    """
     old = os.open(b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.fchdir(machine.root)
     linux.pivot_root(b".", b".")
@@ -414,7 +361,7 @@ def pivot(machine: Machine, kind: int) -> None:
     os.close(old)
     os.chdir(b"/")
     if kind:
-        linux.mount_setattr(linux.AT_FDCWD, b"/", linux.AT_RECURSIVE, propagation=kind)
+        linux.mount_setattr(linux.AT_FDCWD, b"/", linux.AT_RECURSIVE if recursive else 0, propagation=kind)
 
 
 def working_directory(machine: Machine, path: bytes) -> None:
@@ -438,15 +385,13 @@ def enter_directory(place: int, path: bytes) -> None:
 OPERATIONS: dict[str, Callable[..., None]] = {
     "open_tree": open_tree,
     "filesystem": make_filesystem,
-    "overlay": overlay,
-    "old_overlay": old_overlay,
-    "union": union,
     "bind_root": bind_root,
     "propagation": propagation,
     "attributes": attributes,
     "isolate": isolate,
     "attach_root": attach_root,
     "attach": attach,
+    "expect_proc": expect_proc,
     "bind_group": bind_group,
     "slot_directory": slot_directory,
     "directory": directory,

@@ -1,15 +1,19 @@
-"""The socket side of `wire`: packets with descriptors, sent and received whole."""
+"""The socket side of `wire`: packets with descriptors, sent and received whole.
+
+`socket` itself is imported by who listens or connects: it brings `enum` and `selectors`, more than `tare oci` takes for the rest.
+"""
 
 from __future__ import annotations
 
-import array
+import _socket
 import os
-import socket
+import struct
 
 from tare.launch import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
 
 
@@ -19,6 +23,8 @@ class Closed(Exception):
 
 def listen(path: str) -> socket.socket:
     """A packet socket listening at `path`, in the place of a stale one."""
+    import socket
+
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     temporary = f"{path}.{os.getpid()}"
     if os.path.lexists(temporary):
@@ -42,6 +48,8 @@ def accept(listener: socket.socket) -> socket.socket | None:
 
 def connect(path: str) -> socket.socket:
     """A packet socket connected to `path`. Raises OSError."""
+    import socket
+
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
         connection.connect(path)
@@ -52,7 +60,7 @@ def connect(path: str) -> socket.socket:
 
 
 def send(
-    connection: socket.socket,
+    connection: _socket.socket,
     kind: int,
     request: int = 0,
     fields: Sequence[wire.Field] = (),
@@ -60,34 +68,32 @@ def send(
 ) -> None:
     """One message. Raises Closed where the other side is gone, BlockingIOError where it does not read."""
     packet = wire.encode(kind, request, fields)
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds))] if fds else []
     try:
-        connection.sendmsg([packet], rights, socket.MSG_NOSIGNAL)
+        connection.sendmsg([packet], rights, _socket.MSG_NOSIGNAL)
     except (BrokenPipeError, ConnectionError) as error:
         raise Closed from error
 
 
-def receive(connection: socket.socket) -> tuple[int, int, list[wire.Field], list[int]]:
+def receive(connection: _socket.socket) -> tuple[int, int, list[wire.Field], list[int]]:
     """(kind, request ID, fields, descriptors). Raises Closed at the end, BlockingIOError where nothing is there.
 
     The descriptors are the caller's to close; those of a malformed packet (WireError: also one that lost some, or its end) are closed here.
     """
-    space = socket.CMSG_LEN(wire.MAX_FDS * 4)
+    space = _socket.CMSG_LEN(wire.MAX_FDS * 4)
     try:
-        packet, ancillary, flags, _ = connection.recvmsg(wire.MAX_PACKET, space, socket.MSG_CMSG_CLOEXEC)
+        packet, ancillary, flags, _ = connection.recvmsg(wire.MAX_PACKET, space, _socket.MSG_CMSG_CLOEXEC)
     except ConnectionError as error:
         raise Closed from error
     fds: list[int] = []
     for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            numbers = array.array("i")
-            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
-            fds.extend(numbers)
-    if not packet and not flags & socket.MSG_CTRUNC:
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+            fds.extend(struct.unpack_from(f"={len(data) // 4}i", data))
+    if not packet and not flags & _socket.MSG_CTRUNC:
         close_all(fds)
         raise Closed
     try:
-        if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+        if flags & (_socket.MSG_CTRUNC | _socket.MSG_TRUNC):
             raise wire.WireError("a packet that is too long, or has more descriptors than there is room for")
         message, request, fields = wire.decode(packet)
     except wire.WireError:

@@ -4,9 +4,14 @@ A step is a tuple `(operation, label, argument, …)`. The operation is a name i
 error calls it ("mount /proc"). Descriptors that a step opens go into numbered slots, which later steps name. A plan is a
 dictionary of marshal's plain types (it is read by the same code that writes it, never from anyone else):
 
+    before       in the process in between, if there is one (`between`), or in an exec's first process; `making` is what
+                 an error calls the making of the child after that
     steps        before the gate: cgroup, namespaces, mounts, pivot, working directory, standard streams
+    outside      lists of steps for the helper in the node's namespaces, each run when a step `outside` asks for it;
+                 `lingers` where one of them is asked for after the gate
     final        after the gate: credentials, limits, seccomp
     argv, env    bytes; `paths` are the candidates for argv[0], in order
+    inherit      the first descriptor that the program does not inherit, where that is not 3
 
 It travels in a sealed memfd, so that an environment never enters the heap of launcher or logger.
 """

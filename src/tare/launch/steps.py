@@ -7,25 +7,57 @@ A step that fails ends the child, with the step's label, the errno and the kerne
 from __future__ import annotations
 
 import os
-import socket
 import sys
 
-from tare.launch import credentials, mounts, packets, wire
+from tare.launch import (
+    attributes,
+    bundles,
+    copying,
+    credentials,
+    fresh,
+    gates,
+    hooks,
+    labels,
+    listener,
+    mounts,
+    overlays,
+    packets,
+    staging,
+    userns,
+    wire,
+)
 from tare.launch.machine import Machine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Callable
     from typing import Any
 
     from tare.launch.plan import Step
 
-OPERATIONS: dict[str, Callable[..., None]] = {**mounts.OPERATIONS, **credentials.OPERATIONS}
+OPERATIONS: dict[str, Callable[..., None]] = {
+    **gates.OPERATIONS,
+    **mounts.OPERATIONS,
+    **overlays.OPERATIONS,
+    **bundles.OPERATIONS,
+    **copying.OPERATIONS,
+    **fresh.OPERATIONS,
+    **userns.OPERATIONS,
+    **staging.OPERATIONS,
+    **credentials.OPERATIONS,
+    **attributes.OPERATIONS,
+    **labels.OPERATIONS,
+    **hooks.OPERATIONS,
+    **listener.OPERATIONS,
+}
 
 
-def resolve(steps: list[Step]) -> list[tuple[Callable[..., None], str, tuple[Any, ...]]]:
+def resolve(
+    steps: list[Step], operations: dict[str, Callable[..., None]] = OPERATIONS
+) -> list[tuple[Callable[..., None], str, tuple[Any, ...]]]:
     """Steps with their functions in the place of the names."""
-    return [(OPERATIONS[step[0]], step[1], step[2:]) for step in steps]
+    return [(operations[step[0]], step[1], step[2:]) for step in steps]
 
 
 def run(machine: Machine, steps: list[tuple[Callable[..., None], str, tuple[Any, ...]]]) -> None:
@@ -39,19 +71,27 @@ def run(machine: Machine, steps: list[tuple[Callable[..., None], str, tuple[Any,
             fail_with(machine.status, label)
 
 
-def fail(status: socket.socket, label: str, error: OSError) -> None:
+def fail(status: _socket.socket, label: str, error: OSError) -> None:
     """Say what failed, and end."""
-    subject = os.fsencode(error.filename) if isinstance(error.filename, str | bytes) else b""
-    words = os.fsencode(error.strerror or str(error))
     try:
-        packets.send(
-            status, wire.FAILED, 0, (label.encode(), error.errno or 0, words + (b": " + subject) * bool(subject))
-        )
+        packets.send(status, wire.FAILED, 0, described(label, error))
     finally:
         os._exit(1)
 
 
-def fail_with(status: socket.socket, label: str) -> None:
+def described(label: str, error: OSError) -> tuple[bytes, int, bytes]:
+    """What failed: at which step, with which errno, in the kernel's words, with its subject."""
+    subject = os.fsencode(error.filename) if isinstance(error.filename, str | bytes) else b""
+    words = os.fsencode(error.strerror or str(error))
+    return os.fsencode(label), error.errno or 0, words + (b": " + subject) * bool(subject)
+
+
+def fail_with(status: _socket.socket, label: str) -> None:
     """Say that the exception being handled, no OSError, was not foreseen, and end."""
+    fail(status, label, unforeseen())
+
+
+def unforeseen() -> OSError:
+    """The exception being handled as an OSError without a number."""
     error = sys.exc_info()[1]
-    fail(status, label, OSError(0, f"{type(error).__name__}: {error}"))
+    return OSError(0, f"{type(error).__name__}: {error}")

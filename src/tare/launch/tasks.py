@@ -1,6 +1,6 @@
 """Exit records: how a process of ours ended, written by whoever reaps it.
 
-    <run>/tasks/PID.START   a marker: made before the process may exec, gone when its exit is on record
+    <run>/tasks/PID.START   a marker: made before the process may exec, gone when its exit is on record; a command's says so
     <run>/exits/PID.START   one line, `exited CODE TIME` or `killed SIGNAL TIME`; TIME in nanoseconds since the epoch
 
 START is the process's start time in clock ticks since boot, so that a PID used again is not mistaken.
@@ -14,9 +14,13 @@ import time
 from tare.launch import linux
 
 
-def mark(run: str, pid: int, start: int) -> None:
+def mark(run: str, pid: int, start: int, content: bytes = b"") -> None:
     """Make the marker."""
-    os.close(os.open(f"{run}/tasks/{pid}.{start}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    fd = os.open(f"{run}/tasks/{pid}.{start}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, content)
+    finally:
+        os.close(fd)
 
 
 def unmark(run: str, pid: int, start: int) -> None:

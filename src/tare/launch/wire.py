@@ -43,6 +43,7 @@ MAX_FDS = 16
 OK = 1  # fields as the request says
 FAILED = 2  # step, errno, message
 EXITED = 3  # pid, start time
+BORN = 4  # pid; pidfd: the first half of CREATE's answer, of a child that waits to be placed (a step "barrier")
 
 # To the keeper
 HELLO = 10  # version → OK version, keeper's pid, launcher's pid (0: none now)
@@ -54,23 +55,34 @@ QUIT = 14  # end keeper, launcher and loggers → OK, or FAILED while a containe
 # To the launcher. "Pid" is always two fields: PID and start time.
 NAMESPACES = 20  # pod ID, clone flags; plan memfd → OK pid of the pod's PID 1 (0 0: none); netlink socket of a new network namespace
 LOGGER = 21  # group → OK once a logger for that group listens
-CREATE = 22  # container ID, clone flags, PID namespace's path or b""; plan memfd, cgroup directory on v2 → OK pid, warnings; pidfd, terminal master
+CREATE = 22  # container ID, clone flags, 1: made by a process in between; plan memfd, v2 cgroup directory → OK pid, warnings; pidfd, terminal master
 START = 23  # container ID → OK once exec has happened
-EXEC = 24  # exec ID; plan memfd, target's pidfd, stdin, stdout, stderr, cgroup directory on v2 → OK pid; pidfd
-ABANDON = 25  # container ID (or the name of another request): end a child that is not past its gate → OK
+EXEC = 24  # exec ID; plan memfd, target's pidfd, stdin, stdout, stderr, cgroup directory on v2 → OK pid; pidfd, terminal master
+ABANDON = 25  # container ID (or the name of another request): end the child that was made for it → OK
 CHECK = 26  # name; plan memfd: [(path, make it)] → OK one field for each path: b"d", b"f", or an errno as text
+COMMAND = (
+    27  # name, milliseconds until all of it is killed (0: never); plan memfd, stdin, stdout, stderr → OK pid; pidfd
+)
+PROCEED = 28  # container ID: what was BORN goes on → the rest of CREATE's answer
 
-# From a child to the launcher, over its own socket pair; the answer to READY is GO
+# From a child to the launcher, over its own socket pair; the answer to READY and to BARRIER is GO
 CHILD = 40  # pid; pidfd: whom an intermediate process has made in its place
 TERMINAL = 41  # terminal master
 READY = 42  # warnings; waits at the gate
 GO = 43
+BARRIER = 44  # waits to be placed
+HOLD = 46  # instead of GO, where a command made the process and ends: it waits at its container's own gate from now on → OK
+
+# From a child to its helper outside, over a socket pair of theirs
+ASK = 45  # number of a list of steps → OK pid of who asks, warnings; or FAILED, when the launcher knows why
 
 # To a logger
 ADD = 30  # container ID, log path (empty: discard), longest line in bytes, ADD_ flags, + terminal master → OK, also when added before
 REOPEN = 31  # container ID → OK once the next byte goes to a new file at the log path
 DRAIN = 32  # container ID (nothing writes any more) → OK once all streams are at their end and written, or when unknown
 REMOVE = 33  # container ID → OK, also when unknown
+ATTACH = 34  # container ID, + a SOCK_SEQPACKET socket that gets a copy of its output from now on (`taps`) → OK
+CLOSE_INPUT = 35  # container ID: its stdin is over once nobody else writes to it → OK, also when unknown
 ADD_TERMINAL = 1  # one stream, from the terminal's master; else two, from the FIFOs stdout and stderr
 ADD_STDIN = 2  # a writing end of the FIFO stdin is held, so that a read in the container waits for an attach
 
