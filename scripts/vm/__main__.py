@@ -1,6 +1,6 @@
 """`./dev test-vm`: the kernel tests in a guest with pure cgroup v2, which this machine need not have.
 
-    ./dev test-vm [--systemd] [--timeout SECONDS] [--append "KERNEL OPTIONS"] [PYTEST ARGS]
+    ./dev test-vm [--systemd] [--selinux | --apparmor] [--timeout SECONDS] [--append "KERNEL OPTIONS"] [PYTEST ARGS]
     ./dev test-vm [...] --command "SHELL COMMAND"
 
 Without pytest arguments that name tests, those of `selection` run. The exit code is the command's own in the guest; 124 if its time
@@ -19,9 +19,10 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from scripts.vm import selection
+from scripts.vm import policy, selection
 from scripts.vm.kernel import KernelUnavailable, cache, prepare
 from scripts.vm.machine import REPOSITORY, Guest, GuestFailed, GuestTimedOut, run
+from scripts.vm.policy import PolicyUnavailable
 
 TIMED_OUT, FAILED = 124, 125
 # Of the guest's time, for booting and for telling what was found when the rest is over.
@@ -47,7 +48,7 @@ def main() -> int:
     except GuestTimedOut as error:
         code = TIMED_OUT
         tell(str(error))
-    except (KernelUnavailable, GuestFailed) as error:
+    except (KernelUnavailable, PolicyUnavailable, GuestFailed) as error:
         code = FAILED
         tell(str(error))
     except KeyboardInterrupt:
@@ -59,11 +60,19 @@ def main() -> int:
 def boot(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """A guest from beginning to end: the exit code of what ran in it. Raises KernelUnavailable, GuestFailed."""
     kernel = prepare(cache())
-    tests = pytest_command(rest, systemd=options.systemd, colour=sys.stdout.isatty())
-    command = ["/bin/sh", "-c", options.command] if options.command else tests
+    command = ["/bin/sh", "-c", options.command]
+    if not options.command:
+        command = pytest_command(rest, options.confinement, systemd=options.systemd, colour=sys.stdout.isatty())
     ours = {name: value for name, value in os.environ.items() if name.startswith("TARE_")}
     text = script(command, seconds=options.timeout - LAST_SECONDS, environment={**ENVIRONMENT, **ours})
-    guest = Guest(kernel=kernel, script=text, systemd=options.systemd, append=options.append)
+    guest = Guest(
+        kernel=kernel,
+        script=text,
+        systemd=options.systemd,
+        confinement=options.confinement,
+        policy=policy.prepare(cache()) if options.confinement == "selinux" else None,
+        append=options.append,
+    )
     tell(f"booting Linux {kernel.release} with {'systemd' if options.systemd else 'a plain init'}, emulated")
     return run(guest, cache(), options.timeout, show)
 
@@ -72,18 +81,23 @@ def parser() -> argparse.ArgumentParser:
     """Our own options; what is not among them is for pytest."""
     made = argparse.ArgumentParser(prog="./dev test-vm", allow_abbrev=False, epilog="All else is handed to pytest.")
     made.add_argument("--systemd", action="store_true", help="systemd as the guest's PID 1")
+    labels = made.add_mutually_exclusive_group()
+    for name, words in (("selinux", "SELinux, enforcing"), ("apparmor", "AppArmor")):
+        labels.add_argument(
+            f"--{name}", dest="confinement", action="store_const", const=name, default="", help=f"{words}: its tests"
+        )
     made.add_argument("--timeout", type=float, default=900, metavar="SECONDS", help="for the whole (default: 900)")
     made.add_argument("--append", default="", metavar="OPTIONS", help="further kernel options, such as apparmor=0")
     made.add_argument("--command", metavar="COMMAND", help="run this by sh in the repository instead of pytest")
     return made
 
 
-def pytest_command(arguments: Sequence[str], *, systemd: bool, colour: bool) -> list[str]:
+def pytest_command(arguments: Sequence[str], confinement: str, *, systemd: bool, colour: bool) -> list[str]:
     """pytest's command line: the default selection unless the arguments name tests themselves."""
     named = any(
         not argument.startswith("-") and argument.partition("::")[0].startswith("tests") for argument in arguments
     )
-    chosen = () if named else selection.arguments(REPOSITORY, systemd=systemd)
+    chosen = () if named else selection.arguments(REPOSITORY, confinement, systemd=systemd)
     colours = f"--color={'yes' if colour else 'no'}"
     return [".venv/bin/python", "-m", "pytest", *PYTEST_OPTIONS, colours, *arguments, *chosen]
 

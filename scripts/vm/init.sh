@@ -2,11 +2,11 @@
 # The guest's init: makes a root that can be written to out of the shared one, mounts what a machine has mounted, and goes on with
 # run.sh, under systemd if so asked.
 #
-#   init.sh MODULES JOB REPOSITORY plain|systemd     as `machine.py` gives them on the kernel's command line; paths of the shared root
+#   init.sh MODULES JOB REPOSITORY plain|systemd [POLICY]     as `machine.py` gives them on the kernel's command line; paths of the shared root
 #
 # Written for few processes, since each costs 30 ms under emulation. When it fails the kernel panics, QEMU ends, and the caller shows this console.
 set -eu
-modules=$1 job=$2 repository=$3 kind=$4
+modules=$1 job=$2 repository=$3 kind=$4 policy=${5-}
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 
 mount -t proc proc /proc
@@ -67,6 +67,12 @@ for entry in /mnt/var/lib/*; do
 done
 ln -s "$@" var/lib/
 ulimit -Hn 524288
+
+if [ "$policy" ]; then
+    # Under systemd, that loads it. All that runs is in the kernel's domain then, and files have no labels but what a mount gives them.
+    mount --bind "/mnt$policy" /etc/selinux
+    [ "$kind" = systemd ] || load_policy -i
+fi
 
 case $kind in
     plain)

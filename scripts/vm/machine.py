@@ -40,6 +40,14 @@ JOB = "job-"
 GENERATED = frozenset({"build", "dist"})
 
 
+CONFINEMENTS = {
+    "": "",
+    "selinux": "lsm=landlock,lockdown,yama,integrity,selinux,bpf",
+    "apparmor": "lsm=landlock,lockdown,yama,integrity,apparmor,bpf",
+}
+"""Kernel options, by the security module that they bring."""
+
+
 class GuestFailed(Exception):
     """The guest did not tell how its command ended. Says why, and what its console showed last."""
 
@@ -50,11 +58,17 @@ class GuestTimedOut(GuestFailed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guest:
-    """What to boot: `script` is run by sh, in the guest, as root; `append` is added to the kernel's command line."""
+    """What to boot: `script` is run by sh, in the guest, as root; `append` is added to the kernel's command line.
+
+    `confinement` is the security module that confines processes, one of CONFINEMENTS; "" is the kernel's own choice. `policy` is what
+    SELinux enforces, as a directory for /etc/selinux.
+    """
 
     kernel: Kernel
     script: str
     systemd: bool
+    confinement: str = ""
+    policy: Path | None = None
     append: str = ""
 
 
@@ -64,8 +78,10 @@ def arguments(guest: Guest, job: Path, share: int, output: int) -> list[str]:
     root = "root=hostroot rootfstype=virtiofs ro cgroup_no_v1=all"
     # An emulator has translated a program's code before only if it lies where it lay before; and there is nothing to mitigate.
     quick = "norandmaps mitigations=off"
-    options = f"console=ttyS0 panic=-1 quiet {root} {quick} {guest.append}"
-    kernel = f"{options} init=/bin/sh -- {HERE}/init.sh {guest.kernel.modules} {job} {REPOSITORY} {kind}"
+    modules = CONFINEMENTS[guest.confinement]
+    options = f"console=ttyS0 panic=-1 quiet {root} {quick} {modules} {guest.append}"
+    words = f"{guest.kernel.modules} {job} {REPOSITORY} {kind} {guest.policy or ''}"
+    kernel = f"{options} init=/bin/sh -- {HERE}/init.sh {words}"
     memory = f"memory-backend-memfd,id=memory,size={MEMORY_MB}M,share=on"
     return [
         "qemu-system-x86_64",

@@ -9,10 +9,14 @@ Source: OCI runtime-spec, config-linux.md, "Allowed Device list"; kernel bpf(2),
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 
-from tare.cgroups.section import Section
+from tare.cgroups.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from tare.cgroups.section import Section
 
 MKNOD, READ, WRITE = 1, 2, 4
 LETTERS = {"r": READ, "w": WRITE, "m": MKNOD}
@@ -28,15 +32,25 @@ LOAD_WORD, MOVE_REGISTER, MOVE, AND, SHIFT_RIGHT, JUMP_EQUAL, JUMP_UNEQUAL, EXIT
 ANSWER, CONTEXT, TYPE, ACCESS, MAJOR, MINOR = 0, 1, 2, 3, 4, 5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class Rule(Value):
     """`type` BLOCK, CHARACTER or None for both; None for a number is any; `access` bits of MKNOD, READ, WRITE."""
 
-    allow: bool
-    type: int | None = None
-    major: int | None = None
-    minor: int | None = None
-    access: int = EVERYTHING
+    __slots__ = ("access", "allow", "major", "minor", "type")
+
+    def __init__(
+        self,
+        *,
+        allow: bool,
+        type: int | None = None,
+        major: int | None = None,
+        minor: int | None = None,
+        access: int = EVERYTHING,
+    ) -> None:
+        self.allow = allow
+        self.type = type
+        self.major = major
+        self.minor = minor
+        self.access = access
 
     @property
     def sweeping(self) -> bool:
@@ -56,9 +70,10 @@ def parse(sections: Iterable[Section]) -> tuple[Rule, ...]:
         numbers = [section.integer(key, -1, HIGHEST) for key in ("major", "minor")]
         major, minor = (None if number is None or number < 0 else number for number in numbers)
         bits = sum(LETTERS[letter] for letter in set(access))
-        rules.append(
-            Rule(allow=section.flag("allow") or False, type=TYPES[kind], major=major, minor=minor, access=bits)
-        )
+        allow = section.flag("allow")
+        if allow is None:
+            raise section.wrong("allow", "is absent")
+        rules.append(Rule(allow=allow, type=TYPES[kind], major=major, minor=minor, access=bits))
     return tuple(rules)
 
 
@@ -162,7 +177,9 @@ def merged(rules: Sequence[Rule]) -> list[Rule]:
         for index in range(start, len(found)):
             other = found[index]
             if (other.type, other.major, other.minor) == same:
-                found[index] = replace(other, access=other.access | rule.access)
+                found[index] = Rule(
+                    allow=True, type=rule.type, major=rule.major, minor=rule.minor, access=other.access | rule.access
+                )
                 break
         else:
             found.append(rule)

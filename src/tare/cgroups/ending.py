@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
-from collections.abc import Sequence
 
 from tare.cgroups.names import detached
-from tare.cgroups.tree import GONE, Tree
+from tare.cgroups.tree import GONE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tare.cgroups.tree import Tree
 
 BATCH = 256
 
@@ -98,6 +102,8 @@ def signal_all(trees: Sequence[Tree], name: str, reached: set[int]) -> None:
 
 def send_kill(handle: int) -> None:
     """SIGKILL to a process that may have ended."""
+    import signal
+
     try:
         signal.pidfd_send_signal(handle, signal.SIGKILL)
     except ProcessLookupError:

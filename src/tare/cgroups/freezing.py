@@ -6,17 +6,20 @@ there a process in the middle of something may keep the group FREEZING until it 
 
 from __future__ import annotations
 
-import asyncio
 import os
-import select
 import time
-from collections.abc import Sequence
 
 from tare.cgroups.ending import places
-from tare.cgroups.tree import Tree
 from tare.errors import DeadlineExceeded, FailedPrecondition, NotFound
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tare.cgroups.tree import Tree
+
 FIRST_DELAY, SLOWEST = 0.0005, 0.02
+AGAIN = 0.1
 
 
 def find(trees: Sequence[Tree], path: str, name: str) -> tuple[Tree, str]:
@@ -49,66 +52,62 @@ def write(tree: Tree, place: str, *, frozen: bool) -> None:
         tree.write(place, "cgroup.freeze", "1" if frozen else "0")
 
 
-async def freeze(trees: Sequence[Tree], path: str, name: str, timeout: float) -> None:
+def freeze(trees: Sequence[Tree], path: str, name: str, timeout: float) -> None:
     """Until all has stopped. At the deadline it is let go on again, and DeadlineExceeded says so."""
     tree, place = find(trees, path, name)
     write(tree, place, frozen=True)
     try:
-        async with asyncio.timeout(timeout):
-            await reached(tree, place, frozen=True)
-    except TimeoutError:
-        write(tree, place, frozen=False)
-        cause = f"not all of its processes have stopped after {timeout:g} s"
-        raise DeadlineExceeded(f"freeze cgroup {path}", cause=cause, hint="it is thawed again") from None
+        stopped = reached(tree, place, timeout, frozen=True)
     except BaseException:
         write(tree, place, frozen=False)
         raise
+    if not stopped:
+        write(tree, place, frozen=False)
+        cause = f"not all of its processes have stopped after {timeout:g} s"
+        raise DeadlineExceeded(f"freeze cgroup {path}", cause=cause, hint="it is thawed again")
 
 
-async def thaw(trees: Sequence[Tree], path: str, name: str, timeout: float) -> None:
+def thaw(trees: Sequence[Tree], path: str, name: str, timeout: float) -> None:
     """Until it goes on. Raises DeadlineExceeded, as where a group above is frozen."""
     tree, place = find(trees, path, name)
     write(tree, place, frozen=False)
-    try:
-        async with asyncio.timeout(timeout):
-            await reached(tree, place, frozen=False)
-    except TimeoutError:
+    if not reached(tree, place, timeout, frozen=False):
         cause = f"it is still frozen after {timeout:g} s"
-        raise DeadlineExceeded(f"thaw cgroup {path}", cause=cause, hint="is a group above it frozen?") from None
+        raise DeadlineExceeded(f"thaw cgroup {path}", cause=cause, hint="is a group above it frozen?")
 
 
-async def reached(tree: Tree, place: str, *, frozen: bool) -> None:
-    """Wait until the group is as it was asked to be."""
+def reached(tree: Tree, place: str, timeout: float, *, frozen: bool) -> bool:
+    """Wait until the group is as it was asked to be; False where the time was not enough."""
+    deadline = time.monotonic() + timeout
     if tree.hierarchy.version == 2:
-        await announced(tree, place, frozen=frozen)
-        return
-    delay, again = FIRST_DELAY, time.monotonic() + 0.1
+        return announced(tree, place, deadline, frozen=frozen)
+    delay, again = FIRST_DELAY, time.monotonic() + AGAIN
     while is_frozen(tree, place) is not frozen:
-        await asyncio.sleep(delay)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(delay)
         delay = min(delay * 2, SLOWEST)
         if frozen and time.monotonic() > again:
             write(tree, place, frozen=True)
-            again = time.monotonic() + 0.1
+            again = time.monotonic() + AGAIN
+    return True
 
 
-async def announced(tree: Tree, place: str, *, frozen: bool) -> None:
-    """cgroup.events says by POLLPRI that it changed; an epoll of its own brings that to the event loop, which waits for input alone."""
-    changed = asyncio.Event()
+def announced(tree: Tree, place: str, deadline: float, *, frozen: bool) -> bool:
+    """cgroup.events says by POLLPRI that it changed."""
+    import select
+
     events = os.open(tree.absolute(f"{place}/cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
     try:
-        watch = select.epoll()
-        loop = asyncio.get_running_loop()
-        try:
-            watch.register(events, select.EPOLLPRI)
-            loop.add_reader(watch, changed.set)
-            wanted = f"frozen {int(frozen)}"
-            # Reading is what makes the next change one that is told.
-            while wanted not in os.pread(events, 4096, 0).decode().splitlines():
-                await changed.wait()
-                changed.clear()
-                watch.poll(0)
-        finally:
-            loop.remove_reader(watch)
-            watch.close()
+        watch = select.poll()
+        watch.register(events, select.POLLPRI)
+        wanted = f"frozen {int(frozen)}"
+        # Reading is what makes the next change one that is told.
+        while wanted not in os.pread(events, 4096, 0).decode().splitlines():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            watch.poll(left * 1000)
+        return True
     finally:
         os.close(events)

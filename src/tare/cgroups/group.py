@@ -7,14 +7,17 @@ written first depends on what is there. So a value that the kernel refuses is tr
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from tare.cgroups import devices
-from tare.cgroups.memory import Room
-from tare.cgroups.tree import Tree
 from tare.cgroups.writes import Write, putting_back
 from tare.errors import FailedPrecondition, InvalidArgument, describe
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tare.cgroups.memory import Room
+    from tare.cgroups.tree import Tree
 
 # Words of the kernel that are about us, not about the value that was written.
 OUR_FAULT = (errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOMEM, errno.EIO)
@@ -22,14 +25,16 @@ OUR_FAULT = (errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOMEM, errno.EIO)
 IN_THE_WAY = (errno.EINVAL, errno.EBUSY, errno.ERANGE, errno.ENOSPC)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Group:
     """`path` is as asked for; `where` its path in each tree that has it; `of` the tree of each controller; `unified` v2's."""
 
-    path: str
-    where: Mapping[Tree, str]
-    of: Mapping[str, Tree]
-    unified: Tree | None
+    __slots__ = ("of", "path", "unified", "where")
+
+    def __init__(self, path: str, where: Mapping[Tree, str], of: Mapping[str, Tree], unified: Tree | None) -> None:
+        self.path = path
+        self.where = where
+        self.of = of
+        self.unified = unified
 
     def tree(self, controller: str) -> Tree | None:
         """The tree that has a controller's files for this group (the core, "cgroup", is v2's)."""
@@ -53,13 +58,15 @@ class Group:
         return controller in tree.read(self.where[tree], "cgroup.controllers").split()
 
 
-@dataclass(slots=True)
 class Setting:
     """Values being set. `undo`, where it is kept, are the writes that put back what was there, in the order in which they were displaced."""
 
-    group: Group
-    undo: list[Write] | None = None
-    skipped: list[str] = field(default_factory=list)
+    __slots__ = ("group", "skipped", "undo")
+
+    def __init__(self, group: Group, *, keep: bool = False) -> None:
+        self.group = group
+        self.undo: list[Write] | None = [] if keep else None
+        self.skipped: list[str] = []
 
     def all(self, writes: Sequence[Write]) -> None:
         """Set them in this order, or in one that the kernel takes. Raises InvalidArgument or FailedPrecondition with the first that is refused."""

@@ -9,15 +9,15 @@ Pure but for `detect`, which reads mountinfo and the unified tree's cgroup.contr
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
+from tare.cgroups.value import Value
 from tare.errors import FailedPrecondition
 
-Kind = Literal["v1", "hybrid", "v2"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Literal
+
+    Kind = Literal["v1", "hybrid", "v2"]
 
 # In the order in which a process joins them: cpuset last of v1's, since it alone may refuse (an empty one takes nobody).
 V1_CONTROLLERS = ("freezer", "devices", "memory", "pids", "cpu", "cpuacct", "blkio", "hugetlb", "rdma", "misc")
@@ -26,23 +26,29 @@ EXPECTED_V1 = ("cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer
 EXPECTED_V2 = ("cpu", "cpuset", "memory", "pids", "hugetlb", "io")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hierarchy:
+class Hierarchy(Value):
     """One tree of groups. `controllers` is empty for a named v1 tree ("systemd") and may be for a unified one; `options` is v1's mount data."""
 
-    directory: str
-    version: Literal[1, 2]
-    controllers: frozenset[str]
-    name: str = ""
-    options: str = ""
+    __slots__ = ("controllers", "directory", "name", "options", "version")
+
+    def __init__(
+        self, *, directory: str, version: Literal[1, 2], controllers: frozenset[str], name: str = "", options: str = ""
+    ) -> None:
+        self.directory = directory
+        self.version = version
+        self.controllers = controllers
+        self.name = name
+        self.options = options
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class Layout(Value):
     """All trees, in the order in which a process joins them; the unified one is last."""
 
-    kind: Kind
-    hierarchies: tuple[Hierarchy, ...]
+    __slots__ = ("hierarchies", "kind")
+
+    def __init__(self, *, kind: Kind, hierarchies: tuple[Hierarchy, ...]) -> None:
+        self.kind = kind
+        self.hierarchies = hierarchies
 
     @property
     def unified(self) -> Hierarchy | None:
@@ -67,12 +73,14 @@ class Layout:
 
 def detect(root: str = "/sys/fs/cgroup") -> Layout:
     """The layout of this machine below `root`. Raises FailedPrecondition where no control groups are mounted there."""
-    return parse(Path("/proc/self/mountinfo").read_text(), root, read_controllers)
+    with open("/proc/self/mountinfo") as mounts:
+        return parse(mounts.read(), root, read_controllers)
 
 
 def read_controllers(directory: str) -> str:
     """The text of a unified tree's cgroup.controllers."""
-    return Path(directory, "cgroup.controllers").read_text()
+    with open(f"{directory}/cgroup.controllers") as controllers:
+        return controllers.read()
 
 
 def parse(mountinfo: str, root: str, controllers_of: Callable[[str], str]) -> Layout:
@@ -112,8 +120,9 @@ def visible(mountinfo: str, root: str) -> dict[str, tuple[str, str]]:
 
 
 def unescape(text: str) -> str:
-    """mountinfo's octal escapes (proc(5))."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+    """mountinfo's octal escapes (proc(5)), a backslash's own among them."""
+    first, *rest = text.split("\\")
+    return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
 
 
 def first_version(directory: str, options: str) -> Hierarchy:
@@ -142,14 +151,18 @@ def join_order(tree: Hierarchy) -> tuple[int, str]:
     return (min(places, default=len(V1_CONTROLLERS)), tree.options)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContainerMount:
+class ContainerMount(Value):
     """How one tree is shown in a container's own cgroup namespace: a fresh mount at /sys/fs/cgroup[/name] ("" : at the top)."""
 
-    name: str
-    kind: Literal["cgroup", "cgroup2"]
-    options: str
-    aliases: tuple[str, ...] = ()
+    __slots__ = ("aliases", "kind", "name", "options")
+
+    def __init__(
+        self, *, name: str, kind: Literal["cgroup", "cgroup2"], options: str, aliases: tuple[str, ...] = ()
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.options = options
+        self.aliases = aliases
 
 
 def container_mounts(layout: Layout) -> tuple[ContainerMount, ...]:

@@ -5,21 +5,22 @@ Source: OCI runtime-spec, config-linux.md, "Memory"; kernel admin-guide/cgroup-v
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tare.cgroups.section import Section, present
+from tare.cgroups.value import Value
 from tare.cgroups.writes import Write, bounded
 from tare.errors import FailedPrecondition
 
 PAGE = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(Value):
     """What must not be in use already when an update limits it (v2, `checkBeforeUpdate`): bytes of memory, and of memory and swap."""
 
-    limit: int
-    swap: int | None
+    __slots__ = ("limit", "swap")
+
+    def __init__(self, limit: int, swap: int | None) -> None:
+        self.limit = limit
+        self.swap = swap
 
 
 def memory_v1(whole: Section) -> list[Write]:
@@ -36,9 +37,7 @@ def memory_v1(whole: Section) -> list[Write]:
     reservation = memory.integer("reservation")
     if reservation:
         writes.append(Write("memory", "memory.soft_limit_in_bytes", str(reservation)))
-    sockets = memory.integer("kernelTCP")
-    if sockets:
-        writes.append(Write("memory", "memory.kmem.tcp.limit_in_bytes", str(sockets)))
+    writes += socket_limit(memory)
     swappiness = memory.integer("swappiness", 0, 100)
     if swappiness is not None:
         writes.append(Write("memory", "memory.swappiness", str(swappiness)))
@@ -55,7 +54,6 @@ def memory_v2(whole: Section) -> list[Write]:
     for key, asked in (
         ("swappiness", memory.integer("swappiness", 0, 100) is not None),
         ("disableOOMKiller", memory.flag("disableOOMKiller")),
-        ("kernelTCP", memory.integer("kernelTCP")),
     ):
         if asked:
             raise not_in_v2(memory, key)
@@ -71,17 +69,31 @@ def memory_v2(whole: Section) -> list[Write]:
     reservation = memory.integer("reservation")
     if reservation:
         writes.append(Write("memory", "memory.low", bounded(reservation)))
-    return writes
+    return writes + socket_limit(memory)
+
+
+def socket_limit(memory: Section) -> list[Write]:
+    """`kernelTCP` has a file in v1 alone; in v2 it is named as skipped."""
+    limit = memory.integer("kernelTCP")
+    if not limit:
+        return []
+    return [Write("memory", "memory.kmem.tcp.limit_in_bytes", str(limit), "skip" if limit > 0 else "ignore")]
+
+
+def not_applied(whole: Section) -> list[str]:
+    """What no kernel does any more: since 5.16 v1's file for `kernel` takes any limit and limits nothing."""
+    memory = whole.section("memory")
+    limit = memory.integer("kernel") if memory is not None else None
+    return ["memory.kmem.limit_in_bytes"] if limit and limit > 0 else []
 
 
 def memory_limits(memory: Section) -> tuple[int | None, int | None]:
     """(limit, limit of memory and swap together) in bytes, −1 for none, None for not set.
 
-    `kernel` is looked at and otherwise ignored: no kernel since 5.16 limits it. So is `useHierarchy`: no kernel since 5.11 has it off.
+    `useHierarchy` is looked at and otherwise ignored: no kernel since 5.11 has it off.
     """
     limit = memory.integer("limit") or None
     swap = memory.integer("swap") or None
-    memory.integer("kernel")
     memory.flag("useHierarchy")
     memory.flag("checkBeforeUpdate")
     if limit is not None and 0 < limit < PAGE:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from tare.cgroups.layout import Hierarchy
 from tare.errors import InvalidArgument
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tare.cgroups.layout import Hierarchy
 
 DETACHED = "tare-detached"
 

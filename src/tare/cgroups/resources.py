@@ -11,17 +11,23 @@ Source: OCI runtime-spec, config-linux.md, "Control groups"; kernel Documentatio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-
 from tare.cgroups import devices
 from tare.cgroups.blockio import blkio, io
 from tare.cgroups.cpu import cpu_v1, cpu_v2, cpuset
-from tare.cgroups.devices import Rule
-from tare.cgroups.memory import Room, memory_v1, memory_v2, room_wanted
+from tare.cgroups.memory import memory_v1, memory_v2, not_applied, room_wanted
 from tare.cgroups.section import LARGEST, Section, present
+from tare.cgroups.value import Value
 from tare.cgroups.writes import Write, bounded
 from tare.errors import FailedPrecondition
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tare.cgroups.devices import Rule
+    from tare.cgroups.memory import Room
+
+    Make = Callable[[Section], list[Write]]
 
 # What moves processes, changes what the tree is, or has a call of its own.
 FORBIDDEN_UNIFIED = frozenset(
@@ -30,18 +36,27 @@ FORBIDDEN_UNIFIED = frozenset(
 WORD = (1 << 32) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Value):
     """The writes in order, what was asked for of controllers that are not there, device rules, and what must be free for an update.
 
     `devices` are the rules that take a program (v2), `rules` all of them, whichever version has them.
     """
 
-    writes: tuple[Write, ...]
-    skipped: tuple[str, ...]
-    devices: tuple[Rule, ...] = ()
-    rules: tuple[Rule, ...] = ()
-    room: Room | None = None
+    __slots__ = ("devices", "room", "rules", "skipped", "writes")
+
+    def __init__(
+        self,
+        writes: tuple[Write, ...],
+        skipped: tuple[str, ...],
+        devices: tuple[Rule, ...] = (),
+        rules: tuple[Rule, ...] = (),
+        room: Room | None = None,
+    ) -> None:
+        self.writes = writes
+        self.skipped = skipped
+        self.devices = devices
+        self.rules = rules
+        self.room = room
 
 
 def plan(resources: Mapping[str, object], versions: Mapping[str, int]) -> Plan:
@@ -51,7 +66,7 @@ def plan(resources: Mapping[str, object], versions: Mapping[str, int]) -> Plan:
     """
     whole = Section("linux.resources", resources)
     writes: list[Write] = []
-    skipped: list[str] = []
+    skipped = not_applied(whole)
     rules = devices.parse(whole.sections("devices"))
     if versions.get("devices") == 1:
         writes += [Write("devices", *line) for line in devices.lines(rules)]
@@ -82,7 +97,7 @@ def pure(versions: Mapping[str, int]) -> bool:
 
 def pids(whole: Section) -> list[Write]:
     """0 is not set, below 0 no limit; both versions name the file alike."""
-    limit = present(whole, "pids").integer("limit")
+    limit = present(whole, "pids").required("limit", -1, LARGEST)
     return [Write("pids", "pids.max", bounded(limit))] if limit else []
 
 
@@ -94,14 +109,22 @@ def hugetlb(version: int) -> Callable[[Section], list[Write]]:
         found = []
         for item in whole.sections("hugepageLimits"):
             size, limit = item.text("pageSize"), item.integer("limit", 0, (1 << 64) - 1)
-            if not size or "/" in size or limit is None:
-                raise item.wrong("pageSize", "a hugepage limit needs pageSize and limit")
+            if limit is None:
+                raise item.wrong("limit", "is absent")
+            if not page_size(size):
+                raise item.wrong("pageSize", f"{size!r} is no size of pages such as 2MB")
             value = bounded(limit if limit <= LARGEST else -1) if version == 2 else str(min(limit, LARGEST))
             found.append(Write("hugetlb", f"hugetlb.{size}.{ending}", value))
             found.append(Write("hugetlb", f"hugetlb.{size}.rsvd.{ending}", value, "ignore"))
         return found
 
     return writes
+
+
+def page_size(text: str) -> bool:
+    """Whether it is a number with one of the units of bytes that the kernel names pages by ("64KB", "2MB", "1GB")."""
+    number, unit = text[:-2], text[-2:]
+    return unit in ("KB", "MB", "GB") and number.isascii() and number.isdecimal()
 
 
 def rdma(whole: Section) -> list[Write]:
@@ -155,8 +178,6 @@ def unified_writes(unified: Section | None, versions: Mapping[str, int]) -> list
         writes += [Write(controller, key, line, "refuse") for line in lines]
     return writes
 
-
-Make = Callable[[Section], list[Write]]
 
 DOMAINS: tuple[tuple[str, dict[int, tuple[str, Make]]], ...] = (
     ("memory", {1: ("memory", memory_v1), 2: ("memory", memory_v2)}),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from tare.errors import InvalidArgument
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 LARGEST = (1 << 63) - 1
 
@@ -13,7 +15,7 @@ class Section:
     """One object of `linux.resources`, read with checks; errors name the JSON path."""
 
     def __init__(self, path: str, value: object) -> None:
-        if not isinstance(value, Mapping):
+        if not isinstance(value, dict):
             raise InvalidArgument(f"read {path}", cause="is not an object")
         self.path = path
         self._value: Mapping[str, object] = value

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
 
-from tare.cgroups.layout import V2_CONTROLLERS, Hierarchy
+from tare.cgroups.layout import V2_CONTROLLERS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tare.cgroups.layout import Hierarchy
 
 BUSY = (errno.EBUSY, errno.ENOTEMPTY)
 GONE = (errno.ENOENT, errno.ENODEV)

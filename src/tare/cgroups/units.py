@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tare.cgroups import devices
+from tare.cgroups.blockio import converted, weight_of
 from tare.cgroups.cpu import bandwidth, weight
 from tare.cgroups.memory import memory_limits
 from tare.cgroups.names import slice_path
@@ -75,6 +76,17 @@ def scope_of(parent: str, container_id: str) -> Place:
     return place(f"{parent.rstrip('/').rpartition('/')[2]}:{DEFAULT_PREFIX}:{container_id}", container_id)
 
 
+def place_of(path: str) -> Place | None:
+    """The unit that the control group at a path is; None where it is not called like a scope in a slice, or a slice."""
+    above, _, name = path.strip("/").rpartition("/")
+    if name.endswith(".slice") and "/" + path.strip("/") == unit_path(name):
+        return Place(slice=parent_slice(name), unit=name)
+    parent = above.rpartition("/")[2] or "-.slice"
+    if name.endswith(".scope") and UNIT_NAME.fullmatch(name) and parent.endswith(".slice"):
+        return Place(slice=parent, unit=name)
+    return None
+
+
 def check_slice(doing: str, name: str) -> None:
     """Raise InvalidArgument for what is no name of a slice."""
     if not name.endswith(".slice") or not UNIT_NAME.fullmatch(name) or len(name) > LONGEST_NAME:
@@ -94,12 +106,16 @@ def parent_slice(name: str) -> str:
 
 
 def scope_properties(where: Place, description: str, pids: Sequence[int]) -> list[Property]:
-    """What makes a scope of processes that wait at their barrier: the container's own, to make groups in, gone when it is empty."""
+    """What makes a scope of processes that wait at their barrier: the container's own, to make groups in, gone when it is empty.
+
+    What limits systemd gives to every unit unless told (15% of the node's tasks) are lifted; the container's own come after these.
+    """
     return [
         ("Description", ("s", description)),
         ("Slice", ("s", where.slice)),
         ("PIDs", ("au", list(pids))),
         ("Delegate", ("b", True)),
+        ("TasksMax", ("t", INFINITY)),
         *common(),
     ]
 
@@ -128,9 +144,9 @@ def resource_properties(resources: Mapping[str, object], version: int) -> list[P
     if limit:
         found.append(("TasksMax", ("t", bounded(limit))))
     block = whole.section("blockIO")
-    share = block.integer("weight", 0, 1000) if block is not None else None
+    share = weight_of(block, "weight") if block is not None else 0
     if share:
-        found.append(("BlockIOWeight" if version == 1 else "IOWeight", ("t", share)))
+        found.append(("BlockIOWeight", ("t", share)) if version == 1 else ("IOWeight", ("t", converted(share))))
     if resources.get("devices"):
         found += device_properties(devices.parse(whole.sections("devices")))
     unified = whole.section("unified")

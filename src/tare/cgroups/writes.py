@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from tare.cgroups.value import Value
 
-Absent = Literal["skip", "ignore", "refuse"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
+
+    Absent = Literal["skip", "ignore", "refuse"]
 
 UNLIMITED_RATES = "rbps=max wbps=max riops=max wiops=max"
 UNLIMITED_HANDLES = "hca_handle=max hca_object=max"
@@ -26,18 +29,22 @@ BY_DEVICE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(Value):
     """One value for one file of the group.
 
     `absent` is what a file that is not there means: a thing to name as skipped, nothing, or an error; `instead` is tried before that.
     """
 
-    controller: str
-    file: str
-    value: str
-    absent: Absent = "skip"
-    instead: Write | None = None
+    __slots__ = ("absent", "controller", "file", "instead", "value")
+
+    def __init__(
+        self, controller: str, file: str, value: str, absent: Absent = "skip", instead: Write | None = None
+    ) -> None:
+        self.controller = controller
+        self.file = file
+        self.value = value
+        self.absent = absent
+        self.instead = instead
 
 
 def bounded(value: int) -> str:
