@@ -1,0 +1,168 @@
+"""Making a container's process: a child forked at once, which loads what it needs while the configuration is read here.
+
+    tare oci                          maker                                child
+       ├─ fork ───────────────────────►│ imports the launcher's steps
+       │ reads, checks, compiles       ┊
+       ├─ CREATE or EXEC (plan, fds) ─►│ launch.between, launch.exec
+       │                               ├─ clone3 (CLONE_PARENT) ─────────────►│ steps
+       │◄──────────────────── CHILD ───┤                                      │
+       │◄────────────────────────────────────── TERMINAL, FAILED, READY ──────┤
+       │ state.json, PID file                                                 ┊
+       ├─ GO ────────────────────────────────────────────────────────────────►│ execve     (run, exec)
+       └─ HOLD ──────────────────────────────────────────────────────────────►│ the gate   (create), see `child`
+
+The child is this command's own child, so that it goes to whoever called when the command ends (conmon, a containerd shim).
+The end of this process before GO or HOLD ends the others.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+import _socket
+import mmap
+import os
+
+from tare.errors import InternalError, TareError
+from tare.launch import packets, plan, wire
+from tare.launch.machine import EXECUTING
+from tare.oci import logs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tare.launch.plan import Plan
+
+
+class NotStarted(TareError):
+    """A process that could not be made: at which step, with which errno (0: none), in the kernel's words."""
+
+    code = "FAILED_PRECONDITION"
+
+    def __init__(self, doing: str, *, step: str, cause: str, errno: int) -> None:
+        super().__init__(doing, step=step, cause=cause)
+        self.errno = errno
+
+
+class Birth:
+    """One process being made. `pid` and `pidfd` are known once it is READY; `terminal` is its master, or −1."""
+
+    def __init__(self) -> None:
+        self.pid = 0
+        self.pidfd = -1
+        self.terminal = -1
+        self.warnings: list[str] = []
+        self.outcome_fd = os.memfd_create("tare-outcome", os.MFD_CLOEXEC)
+        os.ftruncate(self.outcome_fd, mmap.PAGESIZE)
+        self.outcome = mmap.mmap(self.outcome_fd, mmap.PAGESIZE)
+        self.status, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+        self.maker = os.fork()
+        if self.maker == 0:
+            self.status.close()
+            from tare.oci import child
+
+            child.main(theirs, self.outcome, self.outcome_fd)
+        theirs.close()
+
+    def send(self, kind: int, fields: Sequence[wire.Field], work: Plan, fds: Sequence[int]) -> None:
+        """Say what is to be made. Raises InternalError where the maker is gone."""
+        sealed = plan.seal(work)
+        try:
+            packets.send(self.status, kind, 0, fields, (sealed, *fds))
+        except packets.Closed as error:
+            raise InternalError("make a process", cause="the child that was to make it is gone") from error
+        finally:
+            os.close(sealed)
+
+    def until_ready(self, doing: str, place: Callable[[int], None] | None = None) -> None:
+        """Until it waits before its exec. At its barrier `place` puts it where it belongs. Raises NotStarted."""
+        ready = barrier = False
+        while not ready or not self.pid:
+            try:
+                kind, _, fields, fds = packets.receive(self.status)
+            except packets.Closed:
+                raise NotStarted(doing, step="setup", cause="the process was killed", errno=0) from None
+            if kind == wire.CHILD:
+                self.pid, self.pidfd = wire.int_of(fields[0]), fds.pop()
+            elif kind == wire.TERMINAL:
+                self.terminal = fds.pop()
+            elif kind == wire.FAILED:
+                raise failure(doing, fields)
+            elif kind == wire.BARRIER:
+                barrier = True
+            elif kind == wire.READY:
+                ready = True
+                self.warnings += [os.fsdecode(wire.bytes_of(field)) for field in fields]
+            packets.close_all(fds)
+            if barrier and self.pid and place is not None:
+                barrier = False
+                place(self.pid)
+                packets.send(self.status, wire.GO)
+
+    def go(self, doing: str) -> None:
+        """Let it through, and see that it runs its program. Raises NotStarted."""
+        let_through(self.status, self.outcome, doing)
+
+    def hold(self) -> None:
+        """Let it wait at its own gate from now on. Raises NotStarted where it is gone."""
+        try:
+            packets.send(self.status, wire.HOLD)
+            kind, *_ = packets.receive(self.status)
+        except packets.Closed:
+            raise NotStarted("create the container", step="gate", cause="the process was killed", errno=0) from None
+        if kind != wire.OK:
+            raise InternalError("create the container", cause=f"its process said {kind} at its gate")
+
+    def end(self, *, held: bool = False) -> None:
+        """Close what is open here, which ends what waits for it, and reap the maker. Idempotent.
+
+        The maker of a process that is held may have a helper to wait for that is needed when the container is started: it is left then.
+        """
+        self.status.close()
+        if self.maker:
+            os.waitpid(self.maker, os.WNOHANG if held else 0)
+            self.maker = 0
+
+    def kill(self) -> None:
+        """End the process itself, which must be past READY or gone, and reap it."""
+        self.end()
+        if self.pid:
+            try:
+                _signal.pidfd_send_signal(self.pidfd, _signal.SIGKILL)
+            except ProcessLookupError:
+                logs.debug(f"process {self.pid} has ended by itself")
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+
+
+def failure(doing: str, fields: Sequence[wire.Field]) -> NotStarted:
+    """What a child says of its failure, as an error."""
+    step, number, words = fields[:3]
+    cause = os.fsdecode(wire.bytes_of(words))
+    return NotStarted(doing, step=os.fsdecode(wire.bytes_of(step)), cause=cause, errno=wire.int_of(number))
+
+
+def let_through(status: _socket.socket, outcome: mmap.mmap, doing: str) -> None:
+    """GO to a process at its gate, and how its execve went. Raises NotStarted."""
+    failed: NotStarted | None = None
+    try:
+        packets.send(status, wire.GO)
+        while True:
+            kind, _, fields, fds = packets.receive(status)
+            packets.close_all(fds)
+            if kind == wire.READY:
+                packets.send(status, wire.GO)
+            elif kind == wire.FAILED:
+                failed = failure(doing, fields)
+    except packets.Closed:
+        pass  # it has exec'd, or ended: the page and FAILED say which
+    if failed is not None:
+        raise failed
+    number, stage = int.from_bytes(outcome[:4], "little"), outcome[4]
+    if stage == EXECUTING and not number:
+        return
+    if stage == EXECUTING:
+        raise NotStarted(doing, step="exec", cause=os.strerror(number), errno=number)
+    if number:
+        raise NotStarted(doing, step="load the seccomp filter", cause=os.strerror(number), errno=number)
+    raise NotStarted(doing, step="start", cause="the process was killed", errno=0)

@@ -1,0 +1,104 @@
+"""A container has nothing to overwrite by /proc/self/exe (CVE-2019-5736), and a command's code is kept only as long as it is its sources'."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tare.oci import seals, stock
+from tests.support.oci import Bundle, Runtime, command
+
+pytestmark = pytest.mark.root
+
+STOLEN = """
+import os, sys
+with open("/out", "a") as out:
+    for flags in (os.O_RDWR, os.O_WRONLY | os.O_TRUNC):
+        try:
+            os.open("/proc/self/exe", flags)
+            out.write("opened ")
+        except OSError as error:
+            out.write(f"{error.errno} ")
+"""
+
+
+def test_the_waiting_process_cannot_be_written_through(tare: Runtime, bundle: Bundle) -> None:
+    name = bundle.create(tare)
+    exe = f"/proc/{tare.state(name)['pid']}/exe"
+    assert os.statvfs(exe).f_flag & os.ST_RDONLY
+    for flags in (os.O_RDWR, os.O_WRONLY | os.O_TRUNC):
+        with pytest.raises(OSError) as refused:
+            os.open(exe, flags)
+        assert refused.value.errno in (errno.EROFS, errno.ETXTBSY)
+    assert refused.value.errno == errno.EROFS
+
+
+def test_a_container_that_executes_it_cannot_write_to_it(tare: Runtime, bundle: Bundle) -> None:
+    interpreter = Path(os.path.realpath(sys.executable))
+    for library in ("/lib", "/usr/lib", "/lib64"):
+        place = bundle.rootfs / library.strip("/")
+        place.mkdir(parents=True)
+        bundle.config["mounts"].append(
+            {"destination": library, "type": "bind", "source": library, "options": ["rbind", "ro"]}
+        )
+    bundle.config["root"]["readonly"] = False
+    (bundle.rootfs / "stolen.py").write_text(STOLEN)
+    before = interpreter.read_bytes()
+    bundle.write("/proc/self/exe", "-ISE", "/stolen.py")
+    done = tare.call("run", "--bundle", str(bundle.path), tare.name_one(), check=False)
+    assert (bundle.rootfs / "out").exists(), done.stderr
+    said = (bundle.rootfs / "out").read_text()
+    # While it runs the kernel says so first to who would only write; to who would cut it off it says that the mount is read-only.
+    assert said.split() in ([str(errno.ETXTBSY), str(errno.EROFS)], [str(errno.EROFS)] * 2)
+    assert interpreter.read_bytes() == before
+
+
+def test_without_the_mount_it_starts_again_from_a_clone(tare: Runtime, bundle: Bundle) -> None:
+    bundle.write("sleep", "1000")
+    name = tare.name_one()
+    words = " ".join(tare.argv("create", "--bundle", str(bundle.path), name))
+    hidden = f"{seals.DIRECTORY}"
+    script = f"mount -t tmpfs -o ro none {hidden} && exec {words}"
+    with open(bundle.path / "output", "ab") as output:
+        argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
+        subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=30, check=True)
+    assert os.statvfs(f"/proc/{tare.state(name)['pid']}/exe").f_flag & os.ST_RDONLY
+
+
+def test_code_is_kept_and_dropped_with_its_source(tare: Runtime, tmp_path: Path) -> None:
+    tare.call("list")
+    assert Path(stock.FILE).stat().st_mode & 0o777 == 0o600
+    package = tmp_path / "tare"
+    (package / "oci").mkdir(parents=True)
+    source = package / "oci" / "some.py"
+    source.write_text("value = 1\n")
+    status = source.stat()
+    entry = (str(source), status.st_mtime_ns, status.st_size, False, 0, 0)
+    assert stock.fresh(entry)
+    os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert not stock.fresh(entry)
+    source.unlink()
+    assert not stock.fresh(entry)
+
+
+def test_a_damaged_file_of_code_costs_nothing_but_time(tare: Runtime) -> None:
+    tare.call("list")
+    for damage in (b"", b"\xff\xff\xff\xff", b"\x04\x00\x00\x00abcd", os.urandom(1000)):
+        Path(stock.FILE).write_bytes(damage)
+        assert tare.call("list", "--quiet").stdout == ""
+    assert Path(stock.FILE).stat().st_size > 1000
+
+
+def test_the_script_is_found_through_links(tare: Runtime, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    first, second = tmp_path / "bin" / "runc", tmp_path / "other"
+    first.symlink_to(command("tare")[0])
+    second.symlink_to("bin/runc")
+    for path in (first, second):
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
+        assert done.stdout.startswith("tare-oci version ")
