@@ -21,11 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.descriptor import ServiceDescriptor
+
+from tare.api.containers import Containers
 from tare.api.service import Images
 from tare.api.v1 import tare_pb2
+from tare.cgroups.choose import choose
 from tare.cgroups.layout import container_mounts
 from tare.cgroups.manager import CgroupManager
 from tare.config import Config
+from tare.cri.dispatch import Service
 from tare.cri.server import Server
 from tare.errors import FailedPrecondition, InternalError, TareError, describe
 from tare.handlers.builtin import BuiltinHandler, Hierarchies
@@ -33,8 +38,10 @@ from tare.handlers.logs import Logs
 from tare.images.service import ImageService
 from tare.images.transfers import Transfers
 from tare.network.attach import EmbeddedNetwork
-from tare.runtime import recovery
+from tare.runtime import abilities, apparmor, cdi, labels, recovery
 from tare.runtime.exits import Watchers
+from tare.runtime.handlers import Handlers
+from tare.runtime.interactive import Interactive
 from tare.runtime.ports import Parts
 from tare.runtime.seccomp_compile import SeccompCompiler
 from tare.runtime.service import Runtime
@@ -43,6 +50,9 @@ from tare.state import failpoints
 from tare.state.database import Database, checkpoint, open_boot
 from tare.state.operations import Operations
 from tare.storage.overlay import Snapshots
+from tare.streaming.backend import RuntimeBackend, RuntimeUrls
+from tare.streaming.server import Server as StreamServer
+from tare.streaming.tls import Certificate
 
 log = logging.getLogger(__name__)
 
@@ -62,52 +72,74 @@ class Daemon:
     boot: Database
     cgroups: CgroupManager
     handler: BuiltinHandler
+    handlers: Handlers
     network: EmbeddedNetwork
     images: ImageService
     transfers: Transfers
     store: Store
     watchers: Watchers
     runtime: Runtime
+    interactive: Interactive
 
 
-def build(config: Config) -> Daemon:
+def build(config: Config, cgroups: CgroupManager) -> Daemon:
     """Everything from the settings; nothing is started and nothing on the node is changed but for the databases."""
     run, root = config.run, config.root
     state, boot = Database(root / "state.db"), open_boot(run / "boot.db")
     store, operations = Store(state, boot), Operations(boot)
-    cgroups = CgroupManager(config.runtime.cgroup_root)
     compiler = SeccompCompiler(root / "seccomp")
     handler = BuiltinHandler(run, config.runtime, compiler.compile, hierarchies(cgroups))
     logs = Logs(run, handler.start_logger)
-    watchers = Watchers(store, handler, cgroups, logs)
+    handlers = Handlers(handler, config.runtime, run)
+    watchers = Watchers(store, handlers, cgroups, logs)
     network = EmbeddedNetwork(state, config.network, run)
-    images = ImageService(state, operations, root, config.images, store.layers)
+    images = ImageService(state, operations, root, config.images, store.layers, commands=handler.commands)
     parts = Parts(
         run=run,
         config=config.runtime,
         store=store,
         operations=operations,
-        handler=handler,
+        handler=handlers,
         network=network,
         images=images,
         cgroups=cgroups,
         snapshots=Snapshots(root),
         logs=logs,
         seccomp=compiler.compile,
+        confinement=labels.kernel,
+        cdi=cdi.Registry(config.runtime.cdi_spec_dirs),
         exits=watchers,
     )
+    runtime = Runtime(parts, watchers)
     return Daemon(
         config=config,
         state=state,
         boot=boot,
         cgroups=cgroups,
         handler=handler,
+        handlers=handlers,
         network=network,
         images=images,
         transfers=Transfers(images),
         store=store,
         watchers=watchers,
-        runtime=Runtime(parts, watchers),
+        runtime=runtime,
+        interactive=Interactive(parts, runtime.execs, config.streaming.hangup_grace),
+    )
+
+
+def stream_server(config: Config, daemon: Daemon) -> StreamServer:
+    """The server of exec, attach and port-forward. Raises FailedPrecondition for a certificate that is no use."""
+    settings = config.streaming
+    files = (settings.tls_cert, settings.tls_key)
+    certificate = Certificate(Path(files[0]), Path(files[1])) if any(files) else None
+    return StreamServer(
+        RuntimeBackend(daemon.interactive),
+        host=settings.address,
+        port=settings.port,
+        tls=certificate.context if certificate is not None else None,
+        path=config.run / "streaming.sock",
+        idle=settings.idle_timeout,
     )
 
 
@@ -144,11 +176,14 @@ def locked(directory: Path) -> Iterator[None]:
 async def begin(daemon: Daemon) -> None:
     """Reach what lives, and make records and the node agree."""
     await daemon.handler.connect()
+    await daemon.handlers.begin()
     try:
         await daemon.network.setup()
     except TareError as error:
         log.warning("pods cannot be attached to the network: %s", describe(error))
     await daemon.images.recover()
+    await apparmor.load(daemon.handler.commands, labels.kernel())
+    daemon.runtime.abilities = await abilities.look(daemon.handlers, daemon.config.run, daemon.config.root)
     await recovery.recover(daemon.runtime, daemon.watchers)
     if daemon.cgroups.missing:
         log.info("control groups of layout %s lack %s", daemon.cgroups.layout, ", ".join(daemon.cgroups.missing))
@@ -188,6 +223,7 @@ async def end(daemon: Daemon) -> None:
     await daemon.images.close()
     daemon.transfers.close()
     daemon.handler.close()
+    await daemon.cgroups.leave()
     daemon.cgroups.close()
     daemon.state.close()
     daemon.boot.close()
@@ -225,19 +261,27 @@ async def run(config: Config) -> None:
     loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="tare"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    daemon = build(config)
+    daemon = build(config, await choose(config.runtime.cgroup_driver, config.runtime.cgroup_root, config.run))
     failpoints.on("kill-launcher", lambda: kill_launcher(daemon.handler))
     failpoints.on("hold", lambda: hold(config.run / "held"))
     maintenance = asyncio.ensure_future(maintain(daemon))
     try:
         await begin(daemon)
-        others = [(tare_pb2.DESCRIPTOR.services_by_name["Images"], Images(daemon.images, daemon.transfers))]
-        server = Server(config.socket, daemon.runtime, daemon.images, about(config, daemon), others)
+        services = tare_pb2.DESCRIPTOR.services_by_name
+        others: list[tuple[ServiceDescriptor, Service]] = [
+            (services["Images"], Images(daemon.images, daemon.transfers)),
+            (services["Containers"], Containers(daemon.runtime)),
+        ]
+        streaming = stream_server(config, daemon)
+        await streaming.start()
+        urls = RuntimeUrls(daemon.interactive, streaming)
+        server = Server(config.socket, daemon.runtime, daemon.images, about(config, daemon), others, urls)
         await server.start()
         log.info("serving on %s", config.socket)
         await stop.wait()
         log.info("stopping; containers go on")
         await server.stop(STOP_GRACE)
+        await streaming.stop()
     finally:
         maintenance.cancel()
         await end(daemon)

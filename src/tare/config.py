@@ -4,22 +4,28 @@
     [images]   hosts_dir, policy, decryption_keys_dir, auth_file, parallel_layers, progress_timeout, min_rate, range_size,
                max_manifest_size, max_layer_size, max_layer_entries, disk_reserve, keep_blobs, pinned, gc_high, gc_low, gc_min_age
     [network]  mode, bridge, subnet, mtu
-    [runtime]  default_handler, refuse_missing_sources, pods_per_logger, max_log_line, cgroup_root
+    [runtime]  default_handler, refuse_missing_sources, pods_per_logger, max_log_line, cgroup_root, cgroup_driver, cdi_spec_dirs
+    [runtime.handlers.NAME]  type, path, options, sandbox
+    [streaming]  address, port, tls_cert, tls_key, idle_timeout, hangup_grace
 
 Unknown keys are errors: a setting that is misspelt must not be silently a default.
 """
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from tare.errors import InvalidArgument
 
 POLICY = "/etc/tare/policy.toml"
+BUILTIN = "builtin"
+HANDLER_NAME = re.compile("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # as a Kubernetes RuntimeClass has it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +46,7 @@ class ImagesConfig:
     `range_size` are fetched in ranges of that size, several at a time. A layer unpacks to at most `max_layer_size` bytes and
     `max_layer_entries` entries; a pull that would leave less than `disk_reserve` free is not begun. Images that match one of the
     globs in `pinned` are never collected; others are, once the disk is `gc_high` full, until it is `gc_low` full, if nobody has used
-    them for `gc_min_age`. `auth_file` is a docker config.json with credentials for pulls that bring none. `policy` is the file that says
+    them for `gc_min_age`. `auth_file` is a docker config.json with credentials, or helpers that have them, for pulls that bring none. `policy` says
     whose images may be used (at its usual place it may be absent: all may); `decryption_keys_dir` has private keys for encrypted layers.
     """
 
@@ -74,14 +80,52 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RuntimeConfig:
-    """Pods and containers. A bind source matching a path in `refuse_missing_sources` is refused when it is absent instead of being made."""
+class HandlerConfig:
+    """A runtime handler beside the built-in one: an OCI runtime's command line, the program at `path` with `options` before each command.
 
-    default_handler: str = "builtin"
+    `sandbox` says that the process it makes on the node is not the container's own but a sandbox around it (gVisor, Kata): then
+    signals go through its `kill`, and it is told of limits on memory and CPU, which are otherwise the control group's business.
+    """
+
+    type: Literal["oci"] = "oci"
+    path: str
+    options: tuple[str, ...] = ()
+    sandbox: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeConfig:
+    """Pods and containers. A bind source matching a path in `refuse_missing_sources` is refused when it is absent instead of being made.
+
+    `cgroup_driver` says who makes control groups: "systemd", "cgroupfs" (they are made as directories), or "auto": systemd where it runs
+    the node with v2. `cdi_spec_dirs` have the files that describe devices by name; a device of a later one hides that of an earlier one.
+    Pods that name no runtime handler get `default_handler`: "builtin", or one of `handlers`.
+    """
+
+    default_handler: str = BUILTIN
     refuse_missing_sources: tuple[str, ...] = ()
     pods_per_logger: int = 16
     max_log_line: int = 16384
     cgroup_root: str = "/sys/fs/cgroup"
+    cgroup_driver: Literal["auto", "cgroupfs", "systemd"] = "auto"
+    cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
+    handlers: dict[str, HandlerConfig] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamingConfig:
+    """Where exec, attach and port-forward are streamed: an IP address and a TCP port (0: any free one), with TLS where there is a certificate.
+
+    A session on which nothing is said for `idle_timeout` seconds ends. A terminal whose client has vanished hangs up, and what has not ended
+    after `hangup_grace` seconds is killed.
+    """
+
+    address: str = "127.0.0.1"
+    port: int = 0
+    tls_cert: str = ""
+    tls_key: str = ""
+    idle_timeout: float = 4 * 3600.0
+    hangup_grace: float = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +136,7 @@ class Config:
     images: ImagesConfig = field(default_factory=ImagesConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    streaming: StreamingConfig = field(default_factory=StreamingConfig)
 
     @property
     def root(self) -> Path:
@@ -132,11 +177,12 @@ def load(path: str | None, *, root: str | None = None, run: str | None = None, s
 
 def check_keys(table: dict[str, object], path: str | None) -> None:
     """Raise InvalidArgument for the first section or key that Tare does not know."""
-    known: dict[str, type[DaemonConfig | ImagesConfig | NetworkConfig | RuntimeConfig]] = {
+    known: dict[str, type[DaemonConfig | ImagesConfig | NetworkConfig | RuntimeConfig | StreamingConfig]] = {
         "daemon": DaemonConfig,
         "images": ImagesConfig,
         "network": NetworkConfig,
         "runtime": RuntimeConfig,
+        "streaming": StreamingConfig,
     }
     for section, keys in table.items():
         if section not in known:
@@ -146,3 +192,27 @@ def check_keys(table: dict[str, object], path: str | None) -> None:
         for key in keys:
             if key not in {item.name for item in fields(known[section])}:
                 raise InvalidArgument(f"read configuration {path}", cause=f"unknown key {key} in [{section}]")
+    check_handlers(table.get("runtime") or {}, path)
+
+
+def check_handlers(runtime: object, path: str | None) -> None:
+    """Raise InvalidArgument for the first thing that is wrong with a runtime handler, or with the choice of the default one."""
+    doing = f"read configuration {path}"
+    handlers = runtime.get("handlers", {}) if isinstance(runtime, dict) else {}
+    if not isinstance(handlers, dict):
+        raise InvalidArgument(doing, cause="[runtime.handlers] is not a table")
+    for name, settings in handlers.items():
+        section = f"[runtime.handlers.{name}]"
+        if name == BUILTIN or not HANDLER_NAME.fullmatch(name):
+            cause = f"{section}: a handler's name is lower-case letters, digits and dashes, and not {BUILTIN}"
+            raise InvalidArgument(doing, cause=cause)
+        if not isinstance(settings, dict):
+            raise InvalidArgument(doing, cause=f"{section} is not a table")
+        for key in settings:
+            if key not in {item.name for item in fields(HandlerConfig)}:
+                raise InvalidArgument(doing, cause=f"unknown key {key} in {section}")
+        if not str(settings.get("path", "")).startswith("/"):
+            raise InvalidArgument(doing, cause=f"{section}: path is not the absolute path of a program")
+    default = runtime.get("default_handler", BUILTIN) if isinstance(runtime, dict) else BUILTIN
+    if default != BUILTIN and default not in handlers:
+        raise InvalidArgument(doing, cause=f"default_handler: there is no [runtime.handlers.{default}]")

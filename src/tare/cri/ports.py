@@ -150,17 +150,23 @@ class RuntimePort(Protocol):
     async def reopen_log(self, container_id: str) -> None:
         """The log file is opened anew at its path. Raises NotFound, and FailedPrecondition where the container does not run."""
 
-    def conditions(self) -> Sequence[Condition]:
+    async def conditions(self) -> Sequence[Condition]:
         """RuntimeReady and NetworkReady, as they are now."""
 
     def handlers(self) -> Sequence[HandlerInfo]:
-        """All of them, the default one first; the face lists that one under the empty name too."""
+        """All that can be used."""
+
+    def default_handler(self) -> str:
+        """The one of pods that name none; the face lists it, if it can be used, under the empty name too."""
 
     def features(self) -> Features:
         """What holds for every handler."""
 
     def cgroup_driver(self) -> str:
         """ "cgroupfs" or "systemd"."""
+
+    def node_info(self) -> Mapping[str, object]:
+        """What a verbose status adds, JSON-able: what cannot be done on this node and why. It reads files: call it in a thread."""
 
     def pod_info(self, pod_id: str) -> Mapping[str, object]:
         """What a verbose status adds, JSON-able: PIDs, namespaces, paths. Raises NotFound."""
@@ -186,3 +192,36 @@ class ImagePort(Protocol):
 
     async def filesystems(self) -> tuple[Usage, Usage]:
         """What images and what writable layers take, as of now or a moment ago. A kubelet asks, and is known by it."""
+
+
+class Streaming(Protocol):
+    """Which streams a caller has, and whether a terminal is between them."""
+
+    @property
+    def stdin(self) -> bool:
+        """Whether it writes."""
+
+    @property
+    def stdout(self) -> bool:
+        """Whether it reads output."""
+
+    @property
+    def stderr(self) -> bool:
+        """Whether it reads errors, apart."""
+
+    @property
+    def tty(self) -> bool:
+        """Whether there is a terminal."""
+
+
+class Urls(Protocol):
+    """Hands out URLs at which a client streams. Each is good once, for a while. Raises NotFound, FailedPrecondition, ResourceExhausted."""
+
+    def exec(self, container_id: str, command: tuple[str, ...], streams: Streaming) -> str:
+        """A command in a running container."""
+
+    def attach(self, container_id: str, streams: Streaming) -> str:
+        """A running container's own streams. Raises InvalidArgument where it has a terminal and the caller none, or the other way round."""
+
+    def port_forward(self, pod_id: str, ports: tuple[int, ...]) -> str:
+        """A pod's ports."""

@@ -5,17 +5,19 @@ Methods bear CRI's names, since `dispatch` finds them by those. A method that is
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from typing import Final
 
 from tare import __version__
 from tare.cri import filters
+from tare.cri import streaming_requests as streaming
 from tare.cri import translate_replies as replies
 from tare.cri import translate_requests as requests
-from tare.cri.ports import HandlerInfo, RuntimePort
+from tare.cri.ports import HandlerInfo, RuntimePort, Urls
 from tare.cri.v1 import api_pb2 as pb
-from tare.errors import InternalError
+from tare.errors import InternalError, Unavailable
 
 KUBELET_API_VERSION: Final = "0.1.0"
 RUNTIME_NAME: Final = "tare"
@@ -37,9 +39,10 @@ class RuntimeService:
         }
     )
 
-    def __init__(self, runtime: RuntimePort, about: Mapping[str, object]) -> None:
+    def __init__(self, runtime: RuntimePort, about: Mapping[str, object], urls: Urls | None = None) -> None:
         self._runtime = runtime
         self._about = about
+        self._urls_or_none = urls
 
     async def Version(self, request: pb.VersionRequest) -> pb.VersionResponse:
         """What this is."""
@@ -54,16 +57,15 @@ class RuntimeService:
         """Conditions, handlers (the default one under the empty name as well) and features."""
         conditions = [
             pb.RuntimeCondition(type=item.type, status=item.status, reason=item.reason, message=item.message)
-            for item in self._runtime.conditions()
+            for item in await self._runtime.conditions()
         ]
         handlers = self._runtime.handlers()
         features = self._runtime.features()
-        about = {"version": __version__, "cgroupDriver": self._runtime.cgroup_driver(), **self._about}
         return pb.StatusResponse(
             status=pb.RuntimeStatus(conditions=conditions),
-            info=replies.info(about) if request.verbose else None,
+            info=replies.info(await self._told()) if request.verbose else None,
             runtime_handlers=[
-                *(_handler(item, "") for item in handlers[:1]),
+                *(_handler(item, "") for item in handlers if item.name == self._runtime.default_handler()),
                 *(_handler(item, item.name) for item in handlers),
             ],
             features=pb.RuntimeFeatures(
@@ -72,6 +74,11 @@ class RuntimeService:
                 mount_options=features.mount_options,
             ),
         )
+
+    async def _told(self) -> Mapping[str, object]:
+        """What a verbose Status adds."""
+        node = await asyncio.to_thread(self._runtime.node_info)
+        return {"version": __version__, "cgroupDriver": self._runtime.cgroup_driver(), **self._about, **node}
 
     async def RuntimeConfig(self, request: pb.RuntimeConfigRequest) -> pb.RuntimeConfigResponse:
         """The cgroup driver, which a kubelet takes over."""
@@ -154,6 +161,27 @@ class RuntimeService:
         command, timeout = requests.command(request), requests.timeout(request.timeout)
         result = await self._runtime.exec_sync(container_id, command, timeout)
         return pb.ExecSyncResponse(stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code)
+
+    async def Exec(self, request: pb.ExecRequest) -> pb.ExecResponse:
+        """Where to stream a command."""
+        container_id, command = _container_id(request.container_id), streaming.command(request)
+        return pb.ExecResponse(url=self._urls.exec(container_id, command, streaming.wanted(request)))
+
+    async def Attach(self, request: pb.AttachRequest) -> pb.AttachResponse:
+        """Where to stream a container's own streams."""
+        return pb.AttachResponse(url=self._urls.attach(_container_id(request.container_id), streaming.wanted(request)))
+
+    async def PortForward(self, request: pb.PortForwardRequest) -> pb.PortForwardResponse:
+        """Where to stream connections to a pod's ports."""
+        return pb.PortForwardResponse(
+            url=self._urls.port_forward(_pod_id(request.pod_sandbox_id), streaming.ports(request))
+        )
+
+    @property
+    def _urls(self) -> Urls:
+        if self._urls_or_none is None:
+            raise Unavailable("hand out a URL for streaming", cause="the streaming server does not run")
+        return self._urls_or_none
 
     async def ReopenContainerLog(self, request: pb.ReopenContainerLogRequest) -> pb.ReopenContainerLogResponse:
         """Lines go to a new file."""

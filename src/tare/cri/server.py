@@ -19,7 +19,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from tare.cri.dispatch import Lasting, Service, generic_handler
 from tare.cri.image_service import ImageService
-from tare.cri.ports import ImagePort, RuntimePort
+from tare.cri.ports import ImagePort, RuntimePort, Urls
 from tare.cri.runtime_service import RuntimeService
 from tare.cri.v1 import api_pb2 as pb
 from tare.errors import AlreadyExists, FailedPrecondition, InternalError, InvalidArgument
@@ -32,7 +32,10 @@ SOCKET_MODE: Final = 0o600
 
 
 class Server:
-    """The gRPC server; `start` returns when calls are taken. `about` is told by a verbose Status; `others` are served beside CRI's services."""
+    """The gRPC server; `start` returns when calls are taken.
+
+    `about` is told by a verbose Status; `others` are served beside CRI's services; `urls` lead to streams.
+    """
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class Server:
         images: ImagePort,
         about: Mapping[str, object] | None = None,
         others: Sequence[tuple[ServiceDescriptor, Service]] = (),
+        urls: Urls | None = None,
     ) -> None:
         self._path = path
         self._inode = 0
@@ -50,7 +54,7 @@ class Server:
         )
         services = pb.DESCRIPTOR.services_by_name
         handlers = (
-            generic_handler(services["RuntimeService"], RuntimeService(runtime, about or {}), self._lasting),
+            generic_handler(services["RuntimeService"], RuntimeService(runtime, about or {}, urls), self._lasting),
             generic_handler(services["ImageService"], ImageService(images), self._lasting),
             *(generic_handler(descriptor, service, self._lasting) for descriptor, service in others),
         )

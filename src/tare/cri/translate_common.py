@@ -96,16 +96,25 @@ def id_mappings(messages: Iterable[pb.IDMapping], field: str) -> tuple[IdMapping
 
 
 def user_namespace(message: pb.UserNamespace, field: str) -> UserNamespace:
-    """Mode POD needs mappings, mode NODE has none, and no other mode has a meaning."""
+    """Mode POD needs one mapping of uids and one of gids, mode NODE has none, and no other mode has a meaning."""
     mode = checks.choice(NamespaceMode, message.mode, f"{field}.mode")
     uids, gids = id_mappings(message.uids, f"{field}.uids"), id_mappings(message.gids, f"{field}.gids")
     if mode not in (NamespaceMode.POD, NamespaceMode.NODE):
         raise checks.refuse(f"{field}.mode", f"a user namespace cannot be {mode.name}", "POD or NODE")
-    if mode is NamespaceMode.POD and not (uids and gids):
-        raise checks.refuse(field, "a user namespace needs mappings of uids and gids")
     if mode is NamespaceMode.NODE and (uids or gids):
         raise checks.refuse(field, "the node's user namespace takes no mappings")
+    if mode is NamespaceMode.POD:
+        _whole_mapping(uids, f"{field}.uids")
+        _whole_mapping(gids, f"{field}.gids")
     return UserNamespace(mode=mode, uids=uids, gids=gids)
+
+
+def _whole_mapping(mappings: tuple[IdMapping, ...], field: str) -> None:
+    """One range that begins with the container's root, as a kubelet gives it: without a root, nothing in the pod could be set up."""
+    if len(mappings) != 1:
+        raise checks.refuse(field, f"a pod's user namespace has one mapping, not {len(mappings)}")
+    if mappings[0].container_id:
+        raise checks.refuse(f"{field}[0].container_id", "ID 0 of the container is not mapped")
 
 
 def namespaces(message: pb.NamespaceOption, field: str, *, target: bool) -> NamespaceOptions:
@@ -124,7 +133,13 @@ def namespaces(message: pb.NamespaceOption, field: str, *, target: bool) -> Name
         if message.HasField("userns_options")
         else None
     )
-    return NamespaceOptions(**modes, target_id=checks.text(message.target_id, f"{field}.target_id"), user=user)
+    options = NamespaceOptions(**modes, target_id=checks.text(message.target_id, f"{field}.target_id"), user=user)
+    if options.mapped and options.pid is NamespaceMode.NODE:
+        cause = (
+            "the node's PID namespace cannot go with a user namespace: the kernel gives it no /proc of those processes"
+        )
+        raise checks.refuse(f"{field}.pid", cause)
+    return options
 
 
 def selinux(message: pb.SELinuxOption, field: str) -> SELinuxOptions:

@@ -1,7 +1,7 @@
 """Devices by name, as vendors describe them on the node (Container Device Interface): found, and put into a container's configuration.
 
     vendor.com/class=name     asked for in CRI's cdi_devices, or in annotations "cdi.k8s.io/…" as a list with commas
-    /etc/cdi, /var/run/cdi    files *.json and *.yaml; a device of a later directory hides one of the same name before it
+    /etc/cdi, /var/run/cdi    unless the settings name others: files *.json and *.yaml; a device of a later directory hides an earlier one's
 
 A device that two files of one directory describe cannot be used. A file that is wrong costs its own devices alone. Whether
 something changed is looked at for each request, by names, inodes, sizes and times; only then are files read again.
@@ -26,7 +26,6 @@ from tare.runtime.spec_types import Spec
 
 log = logging.getLogger(__name__)
 
-DIRECTORIES = ("/etc/cdi", "/var/run/cdi")
 ANNOTATIONS = "cdi.k8s.io/"
 ENDINGS = (".json", ".yaml")
 FILE_LIMIT = 1 << 20
@@ -75,7 +74,7 @@ def check_name(name: str) -> None:
 class Registry:
     """The devices that the node's CDI files describe. Its calls touch the file system: make them in a thread."""
 
-    def __init__(self, directories: Sequence[str] = DIRECTORIES) -> None:
+    def __init__(self, directories: Sequence[str]) -> None:
         self._directories = tuple(directories)
         self._lock = threading.Lock()
         self._seen: object = None
@@ -117,6 +116,12 @@ class Registry:
                 edits += entry.file.container_edits
             edits += entry.edits
         return edits
+
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with the files, and which devices two of them describe, in words."""
+        known = self.known()
+        conflicts = (f"{' and '.join(paths)} describe {name} both" for name, paths in sorted(known.conflicts.items()))
+        return (*known.problems.values(), *conflicts)
 
     def known(self) -> Known:
         """What the directories hold now."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 START_SECONDS = 90.0
 LOGGER_SECONDS = 20.0
 END_SECONDS = 10.0
+RELEASE_SECONDS = 60.0
 SIGKILL = 9
 START_ERROR_CODE = 128
 
@@ -40,6 +41,7 @@ START_ERROR_CODE = 128
 class Start:
     """A container on its way to running; `record` is None when it is being undone after a crash, from `names` alone.
 
+    `let_go_at`: when its process was about to become the program, in ns since the epoch.
     `committed`: a start that was on record when the daemon died has nothing to be undone.
     """
 
@@ -53,6 +55,7 @@ class Start:
     committed: bool = False
     cgroup: Cgroup | None = None
     process: Process | None = None
+    let_go_at: int = 0
 
     @property
     def names(self) -> dict[str, str]:
@@ -129,9 +132,14 @@ async def remove_logger(start: Start) -> None:
 
 
 async def make_cgroup(start: Start) -> None:
-    """The container's group, with its limits."""
-    resources = start.spec["linux"].get("resources", {})
-    start.cgroup = start.parts.cgroups.create(start.cgroup_path, resources)
+    """The container's group, with its limits; where systemd makes it, that waits for the process."""
+    start.cgroup = start.parts.cgroups.prepare(start.cgroup_path, resources_of(start))
+
+
+def resources_of(start: Start) -> Mapping[str, object]:
+    """The container's limits (OCI linux.resources)."""
+    resources: Mapping[str, object] = start.spec["linux"].get("resources", {})
+    return resources
 
 
 async def remove_cgroup(start: Start) -> None:
@@ -161,7 +169,7 @@ async def start_process(start: Start) -> None:
     overlay = parts.snapshots.get(start.id, start.lowers)
 
     def created(process: Process) -> None:
-        start.process = process
+        start.process, start.let_go_at = process, time.time_ns()
         facts = ContainerFacts(
             process=ProcessFact(pid=process.pid, start_time=process.start_time),
             cgroup=start.cgroup_path,
@@ -169,9 +177,16 @@ async def start_process(start: Start) -> None:
             owns_pid_namespace=owns_pid_namespace(start.spec),
         )
         parts.store.put_container_facts(start.id, facts)
+        check_target(start)  # again: one that lives now had its PID when the launcher opened the namespace by it
 
     async def terminal(master: int) -> None:
         await _serve_streams(start, master)
+
+    placing = parts.cgroups.placing(start.cgroup_path, resources_of(start))
+
+    async def place(process: Process) -> None:
+        assert placing is not None
+        await placing(process.pid)
 
     async def attempt() -> Process:
         assert start.cgroup is not None
@@ -179,10 +194,12 @@ async def start_process(start: Start) -> None:
             return await parts.handler.start(
                 start.id,
                 start.spec,
+                handler=parts.store.pods[start.container.pod_id].handler,
                 overlay=overlay,
                 cgroup=start.cgroup,
                 tty_sink=terminal if start.container.config.tty else None,
                 on_created=created,
+                place=None if placing is None else place,
             )
 
     async def start_over() -> None:
@@ -208,21 +225,23 @@ async def end_process(start: Start) -> None:
         async with deadline(END_SECONDS, f"see the process of container {start.id} end"):
             await parts.handler.wait(process)
         parts.handler.forget(process)
+    async with deadline(RELEASE_SECONDS, f"take away what is left of the start of container {start.id}"):
+        await parts.handler.release(start.id)
     start.process = None
     parts.store.drop_container_facts(start.id)
 
 
 async def record_running(start: Start) -> None:
     """From here on the container runs."""
-    put_running(start.parts, start.container)
+    put_running(start.parts, start.container, start.let_go_at)
     start.committed = True
 
 
-def put_running(parts: Parts, record: ContainerRecord) -> None:
-    """The container RUNS, from now on."""
+def put_running(parts: Parts, record: ContainerRecord, started_at: int) -> None:
+    """The container RUNS, since then (ns since the epoch)."""
     state = lifecycle.container_after(record.state, lifecycle.ContainerEvent.START, record.id)
     assert state is not None
-    parts.store.put_container(replace(record, state=state, started_at=time.time_ns()))
+    parts.store.put_container(replace(record, state=state, started_at=started_at))
 
 
 START_CONTAINER: Operation[Start] = Operation(

@@ -1,6 +1,6 @@
 """CreateContainer as a list of steps.
 
-    image ─ volumes ─ user ─ sources ─ profile ─ spec ─ snapshot ─ record       undone when it fails
+    image ─ volumes ─ user ─ sources ─ propagation ─ confinement ─ labels ─ profile ─ spec ─ snapshot ─ record       undone when it fails
 
 All that can be checked without a process is checked here, and what it comes to is kept with the record (`Plan`), so that a
 start needs nothing else, also after a restart of the daemon or the removal of the image.
@@ -19,7 +19,8 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from tare.errors import FailedPrecondition, InvalidArgument, NotFound
-from tare.runtime import devices, lifecycle, seccomp_profile, signals, volumes
+from tare.images.names import origin
+from tare.runtime import cdi, devices, labels, lifecycle, seccomp_profile, signals, volumes
 from tare.runtime.bounds import kernel_errors, twice
 from tare.runtime.pods import hostname_of
 from tare.runtime.ports import Parts
@@ -30,6 +31,7 @@ from tare.runtime.records import (
     NamespaceMode,
     PodConfig,
     PodRecord,
+    Propagation,
 )
 from tare.runtime.spec import DeviceNode, PodSurroundings, container_spec
 from tare.runtime.store import Plan
@@ -42,6 +44,11 @@ if TYPE_CHECKING:
     from tare.images.records import ImageRecord
 
 PROFILE_LIMIT = 4 << 20
+NEVER_LABELLED = frozenset(
+    ("/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/opt", "/proc", "/root", "/run", "/sbin", "/sys", "/tmp", "/usr",
+     "/var", "/var/lib", "/var/log", "/var/run")
+)  # fmt: skip
+"""Directories that the node itself works with."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,6 +63,8 @@ class Creation:
     volumes: dict[str, ImageVolume] = field(default_factory=dict)
     user: ResolvedUser | None = None
     seccomp: Mapping[str, Any] | None = None
+    apparmor: str = ""
+    label: labels.Labels = field(default_factory=labels.Labels)
     plan: Plan | None = None
 
     @property
@@ -172,9 +181,50 @@ async def check_sources(creation: Creation) -> None:
         raise InvalidArgument(doing, cause=cause)
 
 
+async def check_propagation(creation: Creation) -> None:
+    """Mounts spread to and from where the request says so: the kernel would only pass it over where a source's mount does not."""
+    parts, config = creation.parts, creation.asked.config
+    wanted = [mount for mount in config.mounts if mount.propagation is not Propagation.PRIVATE and mount.host_path]
+    if not wanted:
+        return
+    doing = f"create container {config.metadata.name}"
+    found = await twice(lambda: parts.handler.propagation([mount.host_path for mount in wanted]))
+    for mount, source in zip(wanted, found, strict=True):
+        if source.errno:
+            raise InvalidArgument(doing, cause=f"mount source {source.path}: {os.strerror(source.errno)}")
+        needed = ("shared",) if mount.propagation is Propagation.BIDIRECTIONAL else ("shared", "slave")
+        if source.propagation not in needed:
+            cause = f"mount source {source.path} is on a mount that is {source.propagation}, not {' or '.join(needed)}"
+            raise FailedPrecondition(doing, cause=cause, hint="make that one shared: mount --make-rshared")
+
+
 def is_refused(path: str, refused: Sequence[str]) -> bool:
     """Whether a missing source is refused: its path is one of these, or below one."""
     return any(PurePath(os.path.normpath(path)).is_relative_to(os.path.normpath(entry)) for entry in refused)
+
+
+async def find_confinement(creation: Creation) -> None:
+    """The AppArmor profile and the SELinux labels: the container's, or else its pod's. Raises InvalidArgument, FailedPrecondition."""
+    pod, security = creation.asked.pod, creation.asked.config.security
+    with kernel_errors("see what AppArmor and SELinux enforce"):
+        node = await asyncio.to_thread(creation.parts.confinement)
+    creation.apparmor = labels.apparmor_profile(security.apparmor, node, privileged=security.privileged)
+    wanted = security.selinux or pod.config.security.selinux
+    creation.label = labels.selinux_labels(wanted, node, privileged=security.privileged, seed=pod.id)
+
+
+async def relabel_sources(creation: Creation) -> None:
+    """What the mounts bind gets the label of the container's files, where the request says so and SELinux is on."""
+    config, label = creation.asked.config, creation.label.mount
+    paths = [mount.host_path for mount in config.mounts if mount.host_path and mount.selinux_relabel and label]
+    doing = f"create container {config.metadata.name}"
+    for path in paths:
+        if os.path.normpath("/" + path.lstrip("/")) in NEVER_LABELLED:
+            cause = f"mount source {path}: the node itself would not work with the label of a container's files"
+            raise InvalidArgument(doing, cause=cause)
+    for source in await twice(lambda: creation.parts.handler.relabel([(path, label) for path in paths])):
+        if source.errno:
+            raise InvalidArgument(doing, cause=f"label mount source {source.path}: {os.strerror(source.errno)}")
 
 
 async def find_profile(creation: Creation) -> None:
@@ -206,7 +256,7 @@ async def make_spec(creation: Creation) -> None:
     parts, asked = creation.parts, creation.asked
     pod, config = asked.pod, asked.config
     facts = parts.store.pod_facts[pod.id]
-    cgroup = f"{pod.cgroup_parent.rstrip('/')}/{creation.id}"
+    cgroup = parts.cgroups.container_path(pod.cgroup_parent, creation.id)
     spec = container_spec(
         pod=pod.config,
         surroundings=PodSurroundings(
@@ -224,7 +274,12 @@ async def make_spec(creation: Creation) -> None:
         seccomp=creation.seccomp,
         target_pid=target_of(creation),
         volumes={path: volume.option for path, volume in creation.volumes.items()},
+        annotations=config.annotations,
+        apparmor=creation.apparmor,
+        labels=creation.label,
     )
+    if names := cdi.requested(config):
+        spec = await asyncio.to_thread(parts.cdi.inject, spec, names)
     creation.plan = Plan.of(spec, cgroup, creation.lowers)
 
 
@@ -276,7 +331,7 @@ async def record(creation: Creation) -> None:
         pod_id=asked.pod.id,
         config=volumes.resolved(asked.config, creation.volumes),
         image_id=creation.image.id,
-        image_ref=creation.image.id,
+        image_ref=origin(creation.image, asked.config.image.user_specified_image or asked.config.image.image),
         state=state,
         created_at=time.time_ns(),
         log_path=asked.log_path,
@@ -304,6 +359,9 @@ CREATE_CONTAINER: Operation[Creation] = Operation(
         Step("volumes", find_volumes),
         Step("user", find_user),
         Step("sources", check_sources),
+        Step("propagation", check_propagation),
+        Step("confinement", find_confinement),
+        Step("labels", relabel_sources),
         Step("profile", find_profile),
         Step("spec", make_spec),
         Step("snapshot", make_snapshot, remove_snapshot),

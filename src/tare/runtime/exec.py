@@ -11,6 +11,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import signal
 import struct
 import termios
 from collections.abc import Awaitable, Callable
@@ -210,6 +211,7 @@ async def exec_sync(
         return await handler.exec(exec_id, target, process, cgroup=cgroup, stdin=stdin, stdout=stdout, stderr=stderr)
 
     async def end(started: Process) -> None:
-        await trees.kill(started.pid, lambda: cgroups.processes(facts.cgroup), doing)
+        await trees.kill(handler.root_of(started), lambda: cgroups.processes(facts.cgroup), doing)
+        handler.signal(started, signal.SIGKILL)  # what stands in for it, where that does not end with it
 
     return await Exec(handler, live, doing, begin, end).run(timeout)

@@ -89,6 +89,7 @@ class Watchers:
 
     def watch(self, container_id: str) -> None:
         """From now on. The container RUNS, or is EXITED with facts left to clean up."""
+        self._cgroups.watch(self._store.container_facts[container_id].cgroup)
         watch = self._watches[container_id] = _Watch()
         watch.task = asyncio.ensure_future(self._follow(container_id, watch))
 
@@ -164,6 +165,7 @@ class Watchers:
             log.warning("container %s: its output was not all logged within %g s", container_id, DRAIN_SECONDS)
 
     async def _clean(self, container_id: str, facts: ContainerFacts) -> None:
+        await self._try(container_id, "take away what its handler keeps", self._handler.release(container_id))
         await self._try(container_id, "remove its cgroup", self._cgroups.remove(facts.cgroup))
         await self._try(container_id, "leave its logger", self._logs.remove(facts.group, container_id))
         self._handler.forget(process_of(facts.process))

@@ -10,8 +10,8 @@ from tare.runtime.records import PodConfig
 
 def family(config: PodConfig, handler: str) -> str:
     """What pods must have in common to share a logger, as a name."""
-    user = config.security.namespaces.user
-    mappings = (user.mode, user.uids, user.gids) if user is not None else None
+    user = config.security.namespaces.mapped
+    mappings = (user.uids, user.gids) if user is not None else None
     text = repr((config.metadata.namespace, handler, mappings))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -1,20 +1,15 @@
-"""AppArmor profiles and SELinux contexts: what a container is to have, and what is written so that it has it (pure, but for `kernel`).
-
-    AppArmor   "exec NAME"  → /proc/self/attr/apparmor/exec        before exec, in the container's process
-    SELinux    context      → /proc/self/attr/exec                 likewise; its files': context="…" in the mount's data
+"""AppArmor profiles and SELinux contexts: what a container is to have, by what CRI asks for and what the node enforces (pure, but for `kernel`).
 
 What is asked for and is not there is an error, never passed over: a container that was to be confined must not run unconfined.
-What is not asked for is the node's default, where the node has one.
+What is not asked for is the node's default, where the node has one. How a process comes to be confined is `handlers.labels`'.
 
-Source: CRI SecurityProfile and SELinuxOption; OCI runtime-spec, config.md ("apparmorProfile", "selinuxLabel") and config-linux.md
-("Mount Label"); apparmor(7), selinux(8), and the file lxc_contexts of container policies.
+Source: CRI SecurityProfile and SELinuxOption; apparmor(7), selinux(8), and the file lxc_contexts of container policies.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +17,6 @@ from tare.errors import FailedPrecondition, InvalidArgument
 from tare.runtime.records import ProfileType, SecurityProfile, SELinuxOptions
 
 APPARMOR_DEFAULT = "tare-default"
-APPARMOR_FILES = ("/proc/self/attr/apparmor/exec", "/proc/self/attr/exec")
-SELINUX_FILE = "/proc/self/attr/exec"
 PROCESS, FILES = "system_u:system_r:container_t:s0", "system_u:object_r:container_file_t:s0"
 """What container policies name where the node's policy does not say it."""
 
@@ -39,7 +32,6 @@ class Kernel:
 
     profiles: frozenset[str] | None = None
     contexts: Contexts | None = None
-    apparmor_file: str = APPARMOR_FILES[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +64,7 @@ def kernel(root: Path = Path("/")) -> Kernel:
         )
         file = root / f"etc/selinux/{policy or 'targeted'}/contexts/lxc_contexts"
         contexts = parse_contexts(file.read_text() if file.is_file() else "")
-    apparmor_file = APPARMOR_FILES[0 if (root / APPARMOR_FILES[0][1:]).exists() else 1]
-    return Kernel(profiles=profiles, contexts=contexts, apparmor_file=apparmor_file)
+    return Kernel(profiles=profiles, contexts=contexts)
 
 
 def policy_name(config: str) -> str:
@@ -107,7 +98,7 @@ def apparmor_profile(wanted: SecurityProfile | None, node: Kernel, *, privileged
 
 
 def loaded(name: str, node: Kernel) -> str:
-    """A profile's name, which this kernel must know: what OCI's process.apparmorProfile asks for. Raises as `apparmor_profile`."""
+    """A profile's name, which this kernel must know. Raises as `apparmor_profile`."""
     doing = f"confine the container by AppArmor profile {name!r}"
     if (
         not name
@@ -122,11 +113,6 @@ def loaded(name: str, node: Kernel) -> str:
         hint = "load it on the node: apparmor_parser --replace FILE"
         raise FailedPrecondition(doing, cause="this node's kernel has no such profile loaded", hint=hint)
     return name
-
-
-def apparmor_write(profile: str, node: Kernel) -> tuple[str, bytes]:
-    """(file, what to write to it) in the process that is to exec under the profile."""
-    return node.apparmor_file, f"exec {profile}".encode()
 
 
 def selinux_labels(wanted: SELinuxOptions | None, node: Kernel, *, privileged: bool, seed: str) -> Labels:
@@ -173,40 +159,6 @@ def categories(seed: str) -> str:
     return f"c{min(first, second)},c{max(first, second)}"
 
 
-def check_labels(process: Mapping[str, object], linux: Mapping[str, object], node: Kernel) -> None:
-    """OCI's apparmorProfile, selinuxLabel and mountLabel of a configuration. Raises InvalidArgument, FailedPrecondition."""
-    profile = text(process, "process", "apparmorProfile")
-    if profile:
-        loaded(profile, node)
-    for section, path, key in ((process, "process", "selinuxLabel"), (linux, "linux", "mountLabel")):
-        label = text(section, path, key)
-        if not label:
-            continue
-        doing = f"apply {path}.{key}"
-        if len(label.split(":")) < 3 or any(character.isspace() or character in '"\0' for character in label):
-            raise InvalidArgument(doing, cause=f"{label!r} is not user:role:type:level")
-        if node.contexts is None:
-            raise FailedPrecondition(doing, cause="SELinux is off on this node")
-
-
-def text(section: Mapping[str, object], path: str, key: str) -> str:
-    """A member that is a string; "" where it is absent."""
-    value = section.get(key)
-    if value is not None and not isinstance(value, str):
-        raise InvalidArgument(f"read {path}.{key}", cause=f"{value!r} is not a string")
-    return value or ""
-
-
-def selinux_write(label: str) -> tuple[str, bytes]:
-    """(file, what to write to it) in the process that is to exec with the label."""
-    return SELINUX_FILE, label.encode()
-
-
-def mount_context(label: str) -> tuple[str, str]:
-    """The option (name, value) of a new file system whose files all have a label; fsconfig(2) takes both as they are."""
-    return "context", label
-
-
 def mount_data(label: str) -> str:
-    """The same as a piece of mount(2)'s data, where commas part the options: the quotes are the kernel's."""
+    """The label of all files of a new file system, as a piece of mount(2)'s data, where commas part the options: the quotes are the kernel's."""
     return f'context="{label}"'

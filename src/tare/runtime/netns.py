@@ -24,13 +24,7 @@ def make_socket(namespace: Path | None, family: socket.AddressFamily) -> socket.
 
     def enter() -> None:
         try:
-            fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if _libc.setns(fd, CLONE_NEWNET):
-                    number = ctypes.get_errno()
-                    raise OSError(number, os.strerror(number), str(namespace))
-            finally:
-                os.close(fd)
+            switch(namespace)
             made.append(make_socket(None, family))
         except OSError as error:
             made.append(error)
@@ -42,6 +36,17 @@ def make_socket(namespace: Path | None, family: socket.AddressFamily) -> socket.
     if isinstance(result, OSError):
         raise result
     return result
+
+
+def switch(namespace: Path) -> None:
+    """Move the calling thread, which is to end soon, into the namespace that a file pins. Raises OSError."""
+    fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.setns(fd, CLONE_NEWNET):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(namespace))
+    finally:
+        os.close(fd)
 
 
 async def connect(namespace: Path | None, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -1,10 +1,11 @@
 """A pod's directory: the files that its containers see as /etc/hosts, /etc/hostname and /etc/resolv.conf, and their /dev/shm.
 
     <run>/pods/<pod id>/hosts, hostname, resolv.conf
-                        shm/                a tmpfs, unless the pod has the node's IPC namespace
-                        net, ipc, uts, pid  pinned namespaces (the handler's)
+                        shm/                      a tmpfs, unless the pod has the node's IPC namespace
+                        user, net, ipc, uts, pid  pinned namespaces (the handler's)
 
-What the files say is computed from values; the functions at the end write, mount and remove, and are idempotent.
+What the files say is computed from values; the functions at the end write, mount and remove, and are idempotent. `Owner` says whose
+the files are: the pod's root, which a user namespace makes somebody else on the node, and the SELinux label of the pod's files.
 """
 
 from __future__ import annotations
@@ -12,15 +13,27 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tare.launch import linux
 from tare.network import files
+from tare.runtime.labels import mount_data
 from tare.runtime.records import DnsConfig, NamespaceMode, PodConfig
 
-SHM_OPTIONS = b"mode=1777,size=67108864"
+SHM_OPTIONS = "mode=1777,size=67108864"
 SHM_FLAGS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+SELINUX_ATTRIBUTE = "security.selinux"
 FILES = ("hosts", "hostname", "resolv.conf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """UID and GID of the pod's root on the node, and the label of the pod's files ("" for none)."""
+
+    uid: int = 0
+    gid: int = 0
+    label: str = ""
 
 
 def contents(config: PodConfig, hostname: str, ips: Sequence[str]) -> dict[str, bytes]:
@@ -51,23 +64,28 @@ def of_the_node(path: str) -> str | None:
         return None
 
 
-def write(directory: Path, texts: dict[str, bytes]) -> None:
-    """Write the files, readable by all."""
+def write(directory: Path, texts: dict[str, bytes], owner: Owner) -> None:
+    """Write the files, readable by all and the pod's root's to change."""
     for name, content in texts.items():
         fd = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             os.fchmod(fd, 0o644)
             os.write(fd, content)
+            os.fchown(fd, owner.uid, owner.gid)
+            if owner.label:
+                os.setxattr(fd, SELINUX_ATTRIBUTE, owner.label.encode())
         finally:
             os.close(fd)
 
 
-def mount_shm(directory: Path) -> None:
+def mount_shm(directory: Path, owner: Owner) -> None:
     """Mount the pod's /dev/shm: 64 MiB."""
     path = directory / "shm"
     path.mkdir(exist_ok=True)
     if not os.path.ismount(path):
-        linux.mount(b"shm", os.fsencode(path), b"tmpfs", SHM_FLAGS, SHM_OPTIONS)
+        options = f"{SHM_OPTIONS},uid={owner.uid},gid={owner.gid}"
+        options += f",{mount_data(owner.label)}" if owner.label else ""
+        linux.mount(b"shm", os.fsencode(path), b"tmpfs", SHM_FLAGS, options.encode())
 
 
 def unmount_shm(directory: Path) -> None:

@@ -13,14 +13,15 @@ import asyncio
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tare.handlers.builtin import PodNamespaces
-from tare.runtime import groups, lifecycle, podfiles, sysctls
+from tare.handlers.plans import Mappings
+from tare.runtime import groups, labels, lifecycle, podfiles, sysctls
 from tare.runtime.bounds import deadline, kernel_errors, twice
 from tare.runtime.exits import process_of
 from tare.runtime.ports import Parts
-from tare.runtime.records import NamespaceMode, PodConfig, PodRecord, ProcessFact
+from tare.runtime.records import IdMapping, NamespaceMode, PodConfig, PodRecord, ProcessFact
 from tare.runtime.store import PodFacts
 from tare.state.operations import Operation, Step
 
@@ -38,6 +39,7 @@ class PodRun:
     made_cgroups: tuple[str, ...]
     cgroup_parent: str = ""
     config: PodConfig | None = None
+    owner: podfiles.Owner = field(default_factory=podfiles.Owner)
     handler: str = ""
     namespaces: PodNamespaces | None = None
     ips: tuple[str, ...] = ()
@@ -61,8 +63,11 @@ def restore(parts: Parts, names: Mapping[str, str]) -> PodRun:
 
 
 def begin(parts: Parts, pod_id: str, config: PodConfig, handler: str) -> PodRun:
-    """Check what can be checked before anything is made. Raises InvalidArgument."""
+    """Check what can be checked before anything is made. Raises InvalidArgument, FailedPrecondition."""
     podfiles.contents(config, hostname_of(config), ())
+    with kernel_errors("see what AppArmor and SELinux enforce"):
+        node = parts.confinement()
+    labels.apparmor_profile(config.security.apparmor, node, privileged=config.security.privileged)
     sysctls.check(config.sysctls, kinds_of(config))
     parent = parts.cgroups.resolve_parent(config.cgroup_parent, f"/tare-{pod_id}")
     return PodRun(
@@ -72,6 +77,7 @@ def begin(parts: Parts, pod_id: str, config: PodConfig, handler: str) -> PodRun:
         cgroup_parent=parent,
         made_cgroups=parts.cgroups.missing_groups(parent),
         config=config,
+        owner=owner_of(pod_id, config, node),
         handler=handler,
     )
 
@@ -87,6 +93,8 @@ def kinds_of(config: PodConfig) -> frozenset[str]:
     """The namespaces that the pod's containers share and that are the pod's own."""
     options = config.security.namespaces
     kinds = set()
+    if options.mapped is not None:
+        kinds.add("user")
     if options.network is not NamespaceMode.NODE:
         kinds |= {"net", "uts"}
     if options.ipc is not NamespaceMode.NODE:
@@ -96,13 +104,32 @@ def kinds_of(config: PodConfig) -> frozenset[str]:
     return frozenset(kinds)
 
 
+def mappings_of(config: PodConfig) -> Mappings | None:
+    """Those of the pod's user namespace."""
+    user = config.security.namespaces.mapped
+    return Mappings(ranges(user.uids), ranges(user.gids)) if user is not None else None
+
+
+def ranges(mappings: Iterable[IdMapping]) -> tuple[tuple[int, int, int], ...]:
+    """(first ID in the pod, first ID on the node, how many) each."""
+    return tuple((item.container_id, item.host_id, item.length) for item in mappings)
+
+
+def owner_of(pod_id: str, config: PodConfig, node: labels.Kernel) -> podfiles.Owner:
+    """Whose the pod's files are. Raises as `labels.selinux_labels`."""
+    security = config.security
+    label = labels.selinux_labels(security.selinux, node, privileged=False, seed=pod_id).mount
+    uid, gid = security.namespaces.mapped.root if security.namespaces.mapped is not None else (0, 0)
+    return podfiles.Owner(uid=uid, gid=gid, label=label)
+
+
 # RunPodSandbox
 
 
 async def make_cgroup(run: PodRun) -> None:
     """The parent of the containers' groups, where the kubelet has not made it."""
     if run.made_cgroups:
-        run.parts.cgroups.make_parent(run.cgroup_parent)
+        await run.parts.cgroups.make_parent(run.cgroup_parent)
 
 
 async def remove_cgroup(run: PodRun) -> None:
@@ -133,7 +160,7 @@ async def make_shm(run: PodRun) -> None:
     """/dev/shm of the pod's IPC namespace."""
     if run.request.security.namespaces.ipc is not NamespaceMode.NODE:
         with kernel_errors(f"mount /dev/shm of pod {run.id}"):
-            podfiles.mount_shm(run.parts.pod_directory(run.id))
+            podfiles.mount_shm(run.parts.pod_directory(run.id), run.owner)
 
 
 async def remove_shm(run: PodRun) -> None:
@@ -152,6 +179,7 @@ async def make_namespaces(run: PodRun) -> None:
                 kinds=kinds_of(run.request),
                 hostname=hostname_of(run.request),
                 sysctls=dict(run.request.sysctls),
+                mappings=mappings_of(run.request),
             )
 
     run.namespaces = await twice(attempt, lambda: remove_namespaces(run))
@@ -215,7 +243,7 @@ async def write_files(run: PodRun) -> None:
     """hosts, hostname and resolv.conf."""
     with kernel_errors(f"write the files of pod {run.id}"):
         texts = podfiles.contents(run.request, hostname_of(run.request), run.ips)
-        podfiles.write(run.parts.pod_directory(run.id), texts)
+        podfiles.write(run.parts.pod_directory(run.id), texts, run.owner)
 
 
 async def record(run: PodRun) -> None:

@@ -12,24 +12,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tare.config import RuntimeConfig
+from tare.runtime.labels import Kernel
 from tare.runtime.store import Store
 from tare.state.operations import Operations
 
 if TYPE_CHECKING:
+    from tare.cgroups.layout import Layout
     from tare.cgroups.manager import Cgroup
     from tare.handlers.builtin import ExitRecord, PodNamespaces, Process, SourceInfo
+    from tare.handlers.plans import Mappings
     from tare.images.records import ImageRecord
     from tare.network.attach import Attachment
-    from tare.storage.overlay import Overlay
+    from tare.runtime.handlers import Ability
+    from tare.runtime.records import PodConfig
+    from tare.storage.overlay import Overlay, Usage
 
 
 class Handler(Protocol):
     """Makes processes. Raises StartFailed where a container's own settings are at fault, Unavailable where a process of Tare's was lost."""
 
     async def pod_namespaces(
-        self, pod_id: str, *, kinds: frozenset[str], hostname: str, sysctls: dict[str, str]
+        self,
+        pod_id: str,
+        *,
+        kinds: frozenset[str],
+        hostname: str,
+        sysctls: dict[str, str],
+        mappings: Mappings | None = None,
     ) -> PodNamespaces:
-        """New namespaces of these kinds ("net", "ipc", "uts", "pid"), pinned."""
+        """New namespaces of these kinds ("user", "net", "ipc", "uts", "pid"), pinned; one of "user" has these mappings, and owns the others."""
 
     async def remove_pod_namespaces(self, pod_id: str, pause: Process | None) -> None:
         """Let them go. Idempotent; also after a start that nobody knows the outcome of."""
@@ -37,17 +48,28 @@ class Handler(Protocol):
     async def check_sources(self, paths: Sequence[tuple[str, bool]]) -> Sequence[SourceInfo]:
         """What is at each path of the node; (path, True) makes a directory where nothing is."""
 
+    async def propagation(self, paths: Sequence[str]) -> Sequence[SourceInfo]:
+        """How the mounts spread that paths of the node are on."""
+
+    async def relabel(self, paths: Sequence[tuple[str, str]]) -> Sequence[SourceInfo]:
+        """Give each path of the node, with all below it, an SELinux label."""
+
     async def start(
         self,
         container_id: str,
         spec: dict[str, Any],
         *,
+        handler: str,
         overlay: Overlay,
         cgroup: Cgroup,
         tty_sink: Callable[[int], Awaitable[None]] | None,
         on_created: Callable[[Process], None] | None,
+        place: Callable[[Process], Awaitable[None]] | None,
     ) -> Process:
-        """A container's main process, past its exec; `on_created` is told before that."""
+        """A container's main process, past its exec, by the runtime handler of that name; `on_created` is told before that.
+
+        With `place` it waits, before all else, until that has put it into its cgroups.
+        """
 
     async def exec(
         self,
@@ -59,8 +81,42 @@ class Handler(Protocol):
         stdin: int,
         stdout: int,
         stderr: int,
+        tty_sink: Callable[[int], Awaitable[None]] | None = None,
     ) -> Process:
-        """A further process in a container, past its exec."""
+        """A further process in a container, past its exec; `tty_sink` is told of its terminal's master, where it has one."""
+
+    async def terminal(self, container_id: str) -> int | None:
+        """The master of a container's terminal, which is the caller's; None where nobody has it."""
+
+    def root_of(self, process: Process) -> int:
+        """The PID of an exec's own process, for which another may stand in."""
+
+    async def release(self, container_id: str) -> None:
+        """Take away what is kept of a container's run beside its process. Idempotent; also after a start that nobody knows the outcome of."""
+
+    def bundles(self) -> Sequence[str]:
+        """IDs of containers of which something is kept."""
+
+    def on_lost(self, call: Callable[[], None]) -> None:
+        """Have `call` called where a launcher died over a command."""
+
+    def live_commands(self) -> set[Process]:
+        """Commands of the node that are waited for."""
+
+    async def end_stray_commands(self, made_before: int | None) -> None:
+        """End those that nobody waits for; only those made before a time (clock ticks since boot), if one is given."""
+
+    def choose(self, name: str, config: PodConfig) -> str:
+        """The runtime handler for a pod that asks for one by this name. Raises InvalidArgument, FailedPrecondition."""
+
+    async def look(self) -> None:
+        """See what the programs of runtime handlers can do that are new or have changed."""
+
+    def abilities(self) -> Sequence[Ability]:
+        """What those beside the built-in handler can do that can be used."""
+
+    def missing(self) -> str | None:
+        """Which of them cannot be used, and why; None where all can."""
 
     async def wait(self, process: Process) -> ExitRecord:
         """How it ended, once it has."""
@@ -70,6 +126,9 @@ class Handler(Protocol):
 
     def alive(self, process: Process) -> bool:
         """Whether it has not ended."""
+
+    async def trouble(self) -> str | None:
+        """Why no process can be made now, or None."""
 
     def launcher_start_time(self) -> int:
         """When whatever makes processes now started (clock ticks since boot): what it has made is younger."""
@@ -111,7 +170,14 @@ class Images(Protocol):
 
 
 class Cgroups(Protocol):
-    """Groups of containers."""
+    """Groups of containers. `driver` is who makes them, "cgroupfs" or "systemd"; `skipped` counts what was limited and is not there, `found` says where groups are."""
+
+    driver: str
+    skipped: dict[str, int]
+    found: Layout
+
+    def trouble(self) -> str | None:
+        """Which limits cannot be applied on this node, in words, or None."""
 
     def resolve_parent(self, cgroup_parent: str, default: str) -> str:
         """The path that a pod's cgroup_parent names."""
@@ -119,14 +185,26 @@ class Cgroups(Protocol):
     def missing_groups(self, path: str) -> tuple[str, ...]:
         """What `make_parent` is going to make, deepest first."""
 
-    def make_parent(self, path: str) -> bool:
+    async def make_parent(self, path: str) -> bool:
         """Make it where it does not exist; whether it was made."""
 
     async def remove_parent(self, path: str) -> bool:
         """Remove an empty one that was made; whether it is gone."""
 
-    def create(self, path: str, resources: Mapping[str, object]) -> Cgroup:
-        """A container's group, with its limits."""
+    def container_path(self, parent: str, container_id: str) -> str:
+        """Where a container's group is, in its pod's."""
+
+    def prepare(self, path: str, resources: Mapping[str, object]) -> Cgroup:
+        """A container's group, with its limits; or what is known of one that can only be made around its process (`placing`)."""
+
+    def placing(self, path: str, resources: Mapping[str, object]) -> Callable[[int], Awaitable[None]] | None:
+        """What makes the group around the process (its PID) that waits at its barrier; None where the process joins it by itself."""
+
+    def watch(self, path: str) -> None:
+        """Keep count of OOM kills in a group that may vanish when it is empty. Idempotent."""
+
+    async def update(self, path: str, resources: Mapping[str, object]) -> tuple[str, ...]:
+        """Change its limits; what this node does not have is returned."""
 
     def open(self, path: str) -> Cgroup:
         """The same, made before."""
@@ -165,6 +243,13 @@ class Snapshots(Protocol):
     def list(self) -> list[str]:
         """Whose there are."""
 
+    def count(self, container_id: str) -> tuple[Usage, float]:
+        """What one takes, counted now, and how many seconds of CPU time that took. Blocks."""
+
+    @property
+    def file_system(self) -> Path:
+        """A path on the file system that they lie on."""
+
     async def collect(self) -> None:
         """Delete what is left of removals that were cut off."""
 
@@ -180,11 +265,27 @@ class Logs(Protocol):
     async def reopen(self, group: str, container_id: str) -> None:
         """Open its log file anew."""
 
+    async def attach(self, group: str, container_id: str) -> socket.socket:
+        """A socket that gets a copy of all that it says from now on."""
+
+    async def end_input(self, group: str, container_id: str) -> None:
+        """Its stdin is over once nobody else writes to it. Idempotent."""
+
     async def drain(self, group: str, container_id: str, timeout: float) -> bool:
         """Wait until all that it wrote is in its log; False where the time was not enough."""
 
     async def remove(self, group: str, container_id: str) -> None:
         """Serve it no more. Idempotent."""
+
+
+class Devices(Protocol):
+    """What vendors describe on the node (`cdi`). Its calls touch the file system: make them in a thread."""
+
+    def inject(self, spec: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        """An OCI configuration with these devices in it. Raises InvalidArgument, NotFound, FailedPrecondition."""
+
+    def problems(self) -> Sequence[str]:
+        """What is wrong with the files that describe them."""
 
 
 class Exits(Protocol):
@@ -202,7 +303,10 @@ class Exits(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """Everything that an operation's steps work with. `run` is the run directory; `seccomp` compiles a profile and remembers it."""
+    """Everything that an operation's steps work with.
+
+    `run` is the run directory; `seccomp` compiles a profile and remembers it; `confinement` looks at what AppArmor and SELinux enforce.
+    """
 
     run: Path
     config: RuntimeConfig
@@ -215,6 +319,8 @@ class Parts:
     snapshots: Snapshots
     logs: Logs
     seccomp: Callable[[Mapping[str, Any]], Awaitable[object]]
+    confinement: Callable[[], Kernel]
+    cdi: Devices
     exits: Exits
 
     def pod_directory(self, pod_id: str) -> Path:

@@ -75,6 +75,11 @@ class UserNamespace:
     uids: tuple[IdMapping, ...] = ()
     gids: tuple[IdMapping, ...] = ()
 
+    @property
+    def root(self) -> tuple[int, int]:
+        """UID and GID, on the node, of the pod's root."""
+        return self.uids[0].host_id, self.gids[0].host_id
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceOptions:
@@ -85,6 +90,11 @@ class NamespaceOptions:
     ipc: NamespaceMode = NamespaceMode.POD
     target_id: str = ""
     user: UserNamespace | None = None
+
+    @property
+    def mapped(self) -> UserNamespace | None:
+        """The user namespace of a pod that has one of its own."""
+        return self.user if self.user is not None and self.user.mode is NamespaceMode.POD else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Awaitable, Iterable
 from pathlib import Path
 
@@ -59,7 +60,7 @@ async def go_on(parts: Parts, container_id: str) -> None:
     async with deadline(EXEC_SECONDS, f"see container {container_id} run"):
         ran = await parts.handler.came_to_run(process_of(facts.process))
     if ran:
-        containers.put_running(parts, record)
+        containers.put_running(parts, record, time.time_ns())
 
 
 async def undo(parts: Parts) -> None:
@@ -118,6 +119,8 @@ async def sweep(parts: Parts) -> None:
         await attempt(f"remove the namespaces of pod {pod_id}", parts.handler.remove_pod_namespaces(pod_id, None))
         if pod_id not in store.pods:
             await attempt(f"remove the directory of pod {pod_id}", remove_directory(parts, pod_id))
+    for container_id in set(parts.handler.bundles()) - set(store.container_facts):
+        await attempt(f"take away the bundle of container {container_id}", parts.handler.release(container_id))
     for container_id in strangers(parts.run / "containers", store.container_facts):
         await attempt(f"remove the streams of container {container_id}", remove_streams(parts, container_id))
     for container_id in parts.snapshots.list():
@@ -125,7 +128,8 @@ async def sweep(parts: Parts) -> None:
             log.info("the writable layer %s belongs to no container: removed", container_id)
             await attempt(f"remove the writable layer {container_id}", parts.snapshots.remove(container_id))
     await attempt("remove what is left of removed writable layers", parts.snapshots.collect())
-    left = strays.find(parts.run, strays.known(store), None)
+    await attempt("end commands that nobody waits for", parts.handler.end_stray_commands(None))
+    left = strays.find(parts.run, strays.known(store) | parts.handler.live_commands(), None)
     await attempt("end processes that nobody waits for", strays.end(parts.run, parts.handler, left))
 
 

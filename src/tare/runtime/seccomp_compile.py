@@ -24,7 +24,7 @@ from typing import Any
 from tare.errors import FailedPrecondition, InternalError, InvalidArgument, describe
 from tare.handlers.compile import Filter
 from tare.runtime.seccomp_newer import NOT_THERE, Table, number_of, prologue
-from tare.runtime.seccomp_profile import ARCHITECTURES, check_profile, notifies
+from tare.runtime.seccomp_profile import ARCHITECTURES, check_profile, listener, notifies
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,8 @@ class SeccompCompiler:
             async with self._lock:
                 if key not in self._programs:
                     self._remember(key, await asyncio.to_thread(self._load, profile, text))
-        return Filter(program=self._programs[key], flags=flags)
+        path, metadata = listener(profile) or ("", "")
+        return Filter(program=self._programs[key], flags=flags, listener=path, metadata=metadata)
 
     def _remember(self, key: str, program: bytes) -> None:
         while len(self._programs) >= REMEMBERED:

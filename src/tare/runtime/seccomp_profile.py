@@ -282,8 +282,6 @@ def check_profile(name: str, value: object) -> None:
         member(name, f"{path}.action", entry.get("action"), ACTIONS)
         check_errno(name, entry, "action", "errnoRet", f"{path}.")
         check_arguments(name, f"{path}.args", entry.get("args"))
-        if entry["action"] == NOTIFY and "write" in entry["names"]:
-            raise wrong(name, f"{path}.action", f"{NOTIFY} for write would stop who has to hand the listener over")
     check_listener(name, profile)
 
 

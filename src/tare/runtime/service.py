@@ -17,9 +17,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tare.errors import AlreadyExists, FailedPrecondition, InvalidArgument, TareError, Unavailable, describe
+from tare.errors import AlreadyExists, FailedPrecondition, TareError, Unavailable, describe
 from tare.handlers.builtin import Process
 from tare.runtime import containers, creating, exec, lifecycle, pods, strays
+from tare.runtime.abilities import Abilities
 from tare.runtime.bounds import deadline
 from tare.runtime.containers import LOGGER_SECONDS
 from tare.runtime.exits import Watchers
@@ -29,6 +30,7 @@ from tare.runtime.locks import Locks
 from tare.runtime.ports import Cgroups, Parts
 from tare.runtime.records import ContainerConfig, ContainerRecord, PodConfig, PodRecord, PodState
 from tare.runtime.spec import exec_process
+from tare.runtime.stats import Stats
 from tare.runtime.stopping import Stops
 from tare.runtime.store import PodView, container_key
 
@@ -96,6 +98,8 @@ class Runtime:
 
     def __init__(self, parts: Parts, watchers: Watchers) -> None:
         self.parts = parts
+        self.stats = Stats(parts)
+        self.abilities = Abilities()
         self._store = parts.store
         self._watchers = watchers
         self._stops = Stops(parts.store, parts.handler, watchers)
@@ -103,8 +107,9 @@ class Runtime:
         self._closing: set[str] = set()
         self._warmth = Warmth(parts.cgroups)
         self._exec_numbers = itertools.count(1)
-        self._execs: set[Process] = set()
+        self.execs: set[Process] = set()
         self._sweep: asyncio.Task[None] | None = None
+        parts.handler.on_lost(self._sweep_soon)
         self.runs: Joining[str] = Joining("run pod", claimed=parts.store.claim, discard=self.remove_pod)
         self.creations: Joining[str] = Joining(
             "create container", claimed=parts.store.claim, discard=self.remove_container
@@ -114,11 +119,11 @@ class Runtime:
     # Pods
 
     async def run_pod(self, config: PodConfig, handler: str) -> str:
-        """A new pod's ID. Raises AlreadyExists, InvalidArgument, and what its steps raise."""
+        """A new pod's ID. Raises AlreadyExists, InvalidArgument, FailedPrecondition, and what its steps raise."""
+        self.abilities.check_pod(config)
         if handler not in ("", BUILTIN):
-            raise InvalidArgument(
-                f"run pod {config.metadata.name}", cause=f"there is no runtime handler {handler}", hint=f"use {BUILTIN}"
-            )
+            await self.parts.handler.look()
+        handler = self.parts.handler.choose(handler, config)
         name = config.metadata.key
         self._refuse_taken(self.runs, name, "run pod")
         pod_id = new_id()
@@ -200,7 +205,8 @@ class Runtime:
     # Containers
 
     async def create_container(self, pod_id: str, config: ContainerConfig, pod_config: PodConfig) -> str:
-        """A new container's ID. Raises NotFound, AlreadyExists, FailedPrecondition, InvalidArgument."""
+        """A new container's ID. Raises NotFound, AlreadyExists, FailedPrecondition, InvalidArgument, UnknownError."""
+        self.abilities.check_container(config)
         pod = self._store.pod(pod_id, "create a container in")
         self.runs.used(pod.config.metadata.key)
         name = container_key(pod.id, config.metadata)
@@ -301,14 +307,11 @@ class Runtime:
         record = self._running(container_id, ContainerEvent.EXEC)
         facts = self._store.container_facts[record.id]
         spec = self._store.plan(record.id).spec
-        process = exec_process(spec, command, tty=False)
-        seccomp = spec["linux"].get("seccomp")
-        if seccomp is not None:
-            process["seccomp"] = seccomp
+        process = exec_process(spec, command, tty=False) | {"container": record.id}
         exec_id = f"{record.id}-{next(self._exec_numbers)}"
         parts = self.parts
         try:
-            return await exec.exec_sync(parts.handler, parts.cgroups, facts, self._execs, exec_id, process, timeout)
+            return await exec.exec_sync(parts.handler, parts.cgroups, facts, self.execs, exec_id, process, timeout)
         except Unavailable:
             self._sweep_soon()
             raise
@@ -325,7 +328,8 @@ class Runtime:
     async def sweep(self) -> None:
         """End what an earlier launcher has made and nobody waits for."""
         parts = self.parts
-        ours = strays.known(self._store) | self._execs
+        await parts.handler.end_stray_commands(parts.handler.launcher_start_time())
+        ours = strays.known(self._store) | self.execs | parts.handler.live_commands()
         left = strays.find(parts.run, ours, parts.handler.launcher_start_time())
         await strays.end(parts.run, parts.handler, left)
 
@@ -343,28 +347,58 @@ class Runtime:
 
     # The node
 
-    def conditions(self) -> Sequence[Condition]:
-        """RuntimeReady and NetworkReady."""
-        trouble = self.parts.network.status()
-        network = Condition(
-            type="NetworkReady",
-            status=trouble is None,
-            reason="" if trouble is None else "NetworkNotReady",
-            message=trouble or "",
+    async def conditions(self) -> Sequence[Condition]:
+        """RuntimeReady and NetworkReady, which a node needs to be ready; and what of it cannot be used."""
+        await self.parts.handler.look()
+        return (
+            condition("RuntimeReady", "LauncherNotReady", await self.parts.handler.trouble()),
+            condition("NetworkReady", "NetworkNotReady", self.parts.network.status()),
+            condition("CgroupControllersReady", "ControllersMissing", self.parts.cgroups.trouble()),
+            condition("RuntimeHandlersReady", "HandlerNotUsable", self.parts.handler.missing()),
         )
-        return (Condition(type="RuntimeReady", status=True), network)
 
     def handlers(self) -> Sequence[HandlerInfo]:
-        """The built-in one."""
-        return (HandlerInfo(name=BUILTIN, recursive_read_only=True, user_namespaces=False),)
+        """The built-in one, and those of the settings that can be used."""
+        can = self.abilities
+        builtin = HandlerInfo(
+            name=BUILTIN,
+            recursive_read_only=can.recursive_read_only is None,
+            user_namespaces=can.user_namespaces is None,
+        )
+        others = (
+            HandlerInfo(
+                name=item.name,
+                recursive_read_only=item.recursive_read_only and can.recursive_read_only is None,
+                user_namespaces=item.user_namespaces,
+            )
+            for item in self.parts.handler.abilities()
+        )
+        return (builtin, *others)
+
+    def default_handler(self) -> str:
+        """As the settings have it."""
+        return self.parts.config.default_handler
 
     def features(self) -> Features:
         """What holds for every handler."""
-        return Features(supplemental_groups_policy=True, user_namespaces_host_network=False, mount_options=True)
+        mapped = self.abilities.user_namespaces is None
+        return Features(supplemental_groups_policy=True, user_namespaces_host_network=mapped, mount_options=True)
+
+    def node_info(self) -> Mapping[str, object]:
+        """What a verbose status adds: why something cannot be done, and what is wrong with the files that describe devices."""
+        limits = {
+            "userNamespaces": self.abilities.user_namespaces,
+            "recursiveReadOnly": self.abilities.recursive_read_only,
+        }
+        return {
+            "unsupported": {name: why for name, why in limits.items() if why is not None},
+            "cdiProblems": self.parts.cdi.problems(),
+            "skippedLimits": dict(self.parts.cgroups.skipped),
+        }
 
     def cgroup_driver(self) -> str:
-        """Groups are made as directories."""
-        return "cgroupfs"
+        """Who makes control groups, which a kubelet takes over."""
+        return self.parts.cgroups.driver
 
     def pod_info(self, pod_id: str) -> Mapping[str, object]:
         """What a verbose status adds. Raises NotFound."""
@@ -387,10 +421,18 @@ class Runtime:
         return {
             "sandboxID": record.pod_id,
             "pid": facts.process.pid if facts is not None else 0,
+            "startTime": facts.process.start_time if facts is not None else 0,
             "cgroup": plan.cgroup,
             "layers": plan.lowers,
             "runtimeSpec": plan.spec,
         }
+
+
+def condition(kind: str, reason: str, trouble: str | None) -> Condition:
+    """One that holds where there is no trouble."""
+    if trouble is None:
+        return Condition(type=kind, status=True)
+    return Condition(type=kind, status=False, reason=reason, message=trouble)
 
 
 def _no_effect(_: str) -> None:

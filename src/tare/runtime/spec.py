@@ -14,19 +14,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tare.errors import FailedPrecondition, InternalError, InvalidArgument
+from tare.errors import InternalError, InvalidArgument
+from tare.runtime.labels import Labels
 from tare.runtime.records import (
     ContainerConfig,
     NamespaceMode,
     NamespaceOptions,
     PodConfig,
-    ProfileType,
     Resources,
     User,
+    UserNamespace,
 )
 from tare.runtime.spec_mounts import (
     DEFAULT_MASKED_PATHS,
     DEFAULT_READONLY_PATHS,
+    id_mappings,
     mounts,
     namespaces_of,
     rootfs_propagation,
@@ -49,6 +51,7 @@ __all__ = [
 ]
 
 VERSION = "1.2.0"
+NO_LABELS = Labels()
 
 DEFAULT_DEVICE_RULES = (
     ("c", None, None, "m"),
@@ -81,35 +84,39 @@ def container_spec(
     target_pid: int | None = None,
     annotations: Mapping[str, str] | None = None,
     volumes: Mapping[str, str] | None = None,
+    apparmor: str = "",
+    labels: Labels = NO_LABELS,
 ) -> Spec:
     """The whole configuration, with a field of Tare's own: `directories` are to be there, made in the writable layer if need be.
 
     `devices` are those asked for (a privileged container's: all of the node's), `rootfs` is root.path, `target_pid` the
-    main process of the container that TARGET names, `volumes` mount options of image volumes by container path.
-    Raises InvalidArgument, or FailedPrecondition for what this node cannot do.
+    main process of the container that TARGET names, `volumes` mount options of image volumes by container path, `apparmor` and
+    `labels` what the process is confined by. Raises InvalidArgument.
     """
-    refuse_unsupported(container)
     security = container.security
-    pod_modes = pod.security.namespaces
-    wanted = mounts(container, surroundings, pod_modes.ipc, volumes)
-    modes = namespaces(pod_modes, security.namespaces or pod_modes, surroundings.pins, target_pid, security.privileged)
+    shared = pod.security.namespaces
+    check_security(pod, container, user)
+    wanted = mounts(container, surroundings, shared, volumes)
+    modes = namespaces(shared, security.namespaces or shared, surroundings.pins, target_pid, security.privileged)
     linux: dict[str, Any] = {
         "namespaces": namespaces_of(modes),
+        **(id_mappings(shared.mapped.uids, shared.mapped.gids) if shared.mapped is not None else {}),
         "cgroupsPath": cgroup_path,
         "resources": resources(container.resources, devices, privileged=security.privileged),
         "devices": [device(node) for node in devices],
         "maskedPaths": [] if security.privileged else list(security.masked_paths),
         "readonlyPaths": [] if security.privileged else list(security.readonly_paths),
     }
-    propagation = rootfs_propagation(wanted)
-    if propagation:
-        linux["rootfsPropagation"] = propagation
+    given = {"rootfsPropagation": rootfs_propagation(wanted), "mountLabel": labels.mount}
+    linux |= {key: value for key, value in given.items() if value}
     if seccomp is not None and not security.privileged:
         linux["seccomp"] = dict(seccomp)
+    confined = {"apparmorProfile": apparmor, "selinuxLabel": labels.process}
     return {
         "ociVersion": VERSION,
         "root": {"path": str(rootfs), "readonly": security.readonly_rootfs},
-        "process": process(container, image, user, home, surroundings.hostname),
+        "process": process(container, image, user, home, surroundings.hostname)
+        | {key: value for key, value in confined.items() if value},
         "mounts": wanted,
         "directories": declared(image, wanted),
         "annotations": dict(annotations or {}),
@@ -124,17 +131,26 @@ def declared(image: ImageSettings, mounts: Sequence[Mapping[str, Any]]) -> list[
     return [path for path in paths if path != "/" and path not in taken]
 
 
-def refuse_unsupported(container: ContainerConfig) -> None:
-    """What was asked for and would not happen must not be passed over in silence."""
+def check_security(pod: PodConfig, container: ContainerConfig, user: User) -> None:
+    """What a container may ask for in its pod: privileges where the pod has been announced as having them, the pod's user namespace, and
+    IDs that this one maps. Raises InvalidArgument."""
     doing = f"make container {container.metadata.name}"
-    security = container.security
-    if container.cdi_devices:
-        raise FailedPrecondition(doing, cause=f"CDI devices are not supported: {', '.join(container.cdi_devices)}")
-    if security.apparmor is not None and security.apparmor.type is ProfileType.LOCALHOST:
-        raise FailedPrecondition(doing, cause=f"AppArmor profile {security.apparmor.localhost_ref} cannot be applied")
-    options = security.namespaces
-    if options is not None and options.user is not None and options.user.mode is not NamespaceMode.NODE:
-        raise FailedPrecondition(doing, cause="user namespaces are not supported")
+    security, shared = container.security, pod.security.namespaces
+    if security.privileged and not pod.security.privileged:
+        raise InvalidArgument(doing, cause="it is privileged, and its pod is not", hint="set privileged of the pod too")
+    own = security.namespaces
+    if own is not None and own.user is not None and own.mapped != shared.mapped:
+        raise InvalidArgument(doing, cause="its user namespace is not its pod's", hint="ask for that one, or for none")
+    if shared.mapped is not None:
+        check_mapped(doing, user, shared.mapped)
+
+
+def check_mapped(doing: str, user: User, namespace: UserNamespace) -> None:
+    """Raise InvalidArgument for an ID that is nobody's in the user namespace."""
+    asked = [("user", user.uid, namespace.uids), *(("group", gid, namespace.gids) for gid in (user.gid, *user.groups))]
+    for what, number, mappings in asked:
+        if not any(0 <= number - item.container_id < item.length for item in mappings):
+            raise InvalidArgument(doing, cause=f"{what} {number} is not mapped in the pod's user namespace")
 
 
 def namespaces(
@@ -147,9 +163,11 @@ def namespaces(
     """OCI namespace type → path; "" for a new one, absent for the node's.
 
     Network and IPC are the pod's, whatever a container says; the UTS namespace is there if the pod has one of its own.
-    The control groups' is new, except where all of them are to be seen (privileged).
+    The control groups' is new, except where all of them are to be seen (privileged); in a user namespace the kernel shows no other.
     """
     modes = {"mount": ""}
+    if pod.mapped is not None:
+        modes["user"] = pinned(pins, "user")
     if pod.network is not NamespaceMode.NODE:
         modes["network"] = pinned(pins, "net")
     if pod.ipc is not NamespaceMode.NODE:
@@ -168,7 +186,10 @@ def namespaces(
             cause = f"container {container.target_id or '(none)'} does not run"
             raise InvalidArgument("share a container's PID namespace", cause=cause)
         modes["pid"] = f"/proc/{target_pid}/ns/pid"
-    if not privileged:
+    elif pod.mapped is not None:
+        cause = "it asks for the node's PID namespace, of which a user namespace has no /proc"
+        raise InvalidArgument("describe the container", cause=cause)
+    if not privileged or pod.mapped is not None:
         modes["cgroup"] = ""
     return modes
 

@@ -14,7 +14,15 @@ from typing import Any
 
 from tare.errors import InvalidArgument
 from tare.handlers.options import CLEARS, SETS
-from tare.runtime.records import ContainerConfig, IdMapping, Mount, NamespaceMode, Propagation
+from tare.runtime.records import (
+    ContainerConfig,
+    IdMapping,
+    Mount,
+    NamespaceMode,
+    NamespaceOptions,
+    Propagation,
+    UserNamespace,
+)
 from tare.runtime.spec_types import PodSurroundings
 
 OciMount = dict[str, Any]
@@ -45,17 +53,21 @@ PROPAGATIONS = {
 }
 
 
+TERMINALS_GROUP = 5
+"""Whose terminals are, by the convention of Linux distributions (tty)."""
+
+
 def mounts(
     container: ContainerConfig,
     surroundings: PodSurroundings,
-    ipc: NamespaceMode,
+    pod: NamespaceOptions,
     volumes: Mapping[str, str] | None = None,
 ) -> list[OciMount]:
     """All mounts in order. `volumes` are the options that name image volumes' layers, by container path. Raises InvalidArgument."""
     volumes = volumes or {}
-    wanted = [request_mount(mount, volumes.get(mount.container_path, "")) for mount in container.mounts]
+    wanted = [request_mount(mount, volumes.get(mount.container_path, ""), pod.mapped) for mount in container.mounts]
     taken = {mount["destination"] for mount in wanted}
-    first = [*base(privileged=container.security.privileged), shared_memory(surroundings, ipc)]
+    first = [*base(pod, privileged=container.security.privileged), shared_memory(surroundings, pod.ipc)]
     first = [mount for mount in first if not replaced(mount["destination"], taken)]
     readonly = container.security.readonly_rootfs
     files = [mount for mount in pod_files(surroundings, readonly=readonly) if mount["destination"] not in taken]
@@ -72,19 +84,30 @@ def depth(path: str) -> int:
     return len([name for name in path.split("/") if name])
 
 
-def base(*, privileged: bool) -> list[OciMount]:
-    """The kernel's own file systems. /sys and the control groups can be written to by a privileged container alone."""
+def base(pod: NamespaceOptions, *, privileged: bool) -> list[OciMount]:
+    """The kernel's own file systems. /sys and the control groups can be written to by a privileged container alone.
+
+    In a user namespace the kernel mounts those alone that belong to namespaces which it owns: with the node's network, /sys is
+    the node's, read-only with all that is mounted in it; with the node's IPC namespace there is no view of message queues.
+    """
     access = "rw" if privileged else "ro"
     closed = ["nosuid", "noexec", "nodev"]
-    terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
-    return [
+    terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
+    if pod.mapped is None or pod.mapped.gids[0].length > TERMINALS_GROUP:
+        terminals.append(f"gid={TERMINALS_GROUP}")
+    found = [
         special("/proc", "proc", "proc", closed),
         special("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
         special("/dev/pts", "devpts", "devpts", terminals),
-        special("/dev/mqueue", "mqueue", "mqueue", closed),
-        special("/sys", "sysfs", "sysfs", [*closed, access]),
-        special("/sys/fs/cgroup", "cgroup", "cgroup", [*closed, "relatime", access]),
     ]
+    if pod.mapped is None or pod.ipc is not NamespaceMode.NODE:
+        found.append(special("/dev/mqueue", "mqueue", "mqueue", closed))
+    if pod.mapped is None or pod.network is not NamespaceMode.NODE:
+        found.append(special("/sys", "sysfs", "sysfs", [*closed, access]))
+    else:
+        found.append(bind("/sys", "/sys", ["rprivate", "rnosuid", "rnoexec", "rnodev", "rro"]))
+    found.append(special("/sys/fs/cgroup", "cgroup", "cgroup", [*closed, "relatime", access]))
+    return found
 
 
 def special(destination: str, kind: str, source: str, options: list[str]) -> OciMount:
@@ -110,12 +133,16 @@ def pod_files(surroundings: PodSurroundings, *, readonly: bool) -> list[OciMount
     return [bind(f"/etc/{name}", str(surroundings.directory / name), ["rprivate", access]) for name in names]
 
 
-def request_mount(mount: Mount, layers: str = "") -> OciMount:
-    """One mount of the request; `layers` is the option of an image volume's. Raises InvalidArgument for what CRI does not allow."""
+def request_mount(mount: Mount, layers: str = "", user: UserNamespace | None = None) -> OciMount:
+    """One mount of the request; `layers` is the option of an image volume's, `user` the pod's user namespace.
+
+    Raises InvalidArgument for what CRI does not allow.
+    One with mappings is mapped with all that is mounted in it: a file system that cannot be is an error, never there unmapped.
+    """
     doing = f"mount {mount.container_path!r}"
     destination = clean(doing, mount.container_path, "container_path")
     if mount.image is not None:
-        return image_mount(mount, destination, layers)
+        return image_mount(mount, destination, user, layers)
     source = clean(doing, mount.host_path, "host_path")
     options = [PROPAGATIONS[mount.propagation], "ro" if mount.readonly else "rw"]
     if mount.recursive_read_only:
@@ -125,19 +152,25 @@ def request_mount(mount: Mount, layers: str = "") -> OciMount:
             raise InvalidArgument(doing, cause="recursive_read_only is set with a propagation other than private")
         options.append("rro")
     result = bind(destination, source, options + checked(doing, mount.options))
-    for key, mappings in (("uidMappings", mount.uid_mappings), ("gidMappings", mount.gid_mappings)):
-        if mappings:
-            result[key] = [mapping(item) for item in mappings]
+    if mount.uid_mappings or mount.gid_mappings:
+        result["options"].append("ridmap")
+        result |= id_mappings(mount.uid_mappings, mount.gid_mappings)
     return result
 
 
-def image_mount(mount: Mount, destination: str, layers: str) -> OciMount:
-    """The layers of an image, read-only whatever else is asked for. Devices in an image are of no use to who mounts it."""
+def image_mount(mount: Mount, destination: str, user: UserNamespace | None, layers: str) -> OciMount:
+    """The layers of an image, read-only whatever else is asked for. Devices in an image are of no use to who mounts it.
+
+    Its owners are the image's own, as those of the container's root are, which the handler sees to; other mappings are refused.
+    """
     doing = f"mount {mount.container_path!r}"
     if not layers:
         raise InvalidArgument(doing, cause="nothing is known of the image")
-    if mount.uid_mappings or mount.gid_mappings:
-        raise InvalidArgument(doing, cause="an image is mounted with its own owners; mappings are not supported")
+    own = (user.uids, user.gids) if user is not None else ((), ())
+    if (mount.uid_mappings or mount.gid_mappings) and (mount.uid_mappings, mount.gid_mappings) != own:
+        raise InvalidArgument(
+            doing, cause="an image can be mounted with the mappings of the pod's user namespace alone"
+        )
     options = ["nodev", *checked(doing, mount.options), "ro", layers]
     result: OciMount = {"destination": destination, "type": "overlay", "source": "overlay", "options": options}
     if mount.image_sub_path:
@@ -161,6 +194,11 @@ def checked(doing: str, options: Sequence[str]) -> list[str]:
         if option not in SETS and option not in CLEARS and (option[:1] != "r" or option[1:] not in SETS | CLEARS):
             raise InvalidArgument(doing, cause=f"{option!r} is not an option of a bind mount")
     return list(options)
+
+
+def id_mappings(uids: Sequence[IdMapping], gids: Sequence[IdMapping]) -> dict[str, Any]:
+    """uidMappings and gidMappings, as a mount and `linux` have them: lists of LinuxIDMapping."""
+    return {"uidMappings": [mapping(item) for item in uids], "gidMappings": [mapping(item) for item in gids]}
 
 
 def mapping(item: IdMapping) -> dict[str, int]:

@@ -58,8 +58,8 @@ def resolve_user(
 ) -> ResolvedUser:
     """Who the process runs as. `passwd` and `group` are the files' bytes, None where the image has none.
 
-    Raises InvalidArgument for a user or group that is named and does not exist, for numbers out of range, and for
-    run_as_group without a user, as CRI asks.
+    Raises InvalidArgument for a user or group that is named and does not exist (also where run_as_username is a number), for numbers
+    out of range, and for run_as_group without a user, as CRI asks.
     """
     if run_as_group is not None and run_as_user is None and not run_as_username:
         cause = "run_as_group is given without run_as_user or run_as_username"
@@ -67,6 +67,8 @@ def resolve_user(
     image_name, _, image_group = image_user.partition(":")
     wanted = str(run_as_user) if run_as_user is not None else run_as_username or image_name or "0"
     account, uid = find_user(passwd or b"", wanted)
+    if account is None and run_as_user is None and run_as_username:
+        raise unknown("user", run_as_username, "passwd", passwd or b"")
     if run_as_group is not None:
         gid = in_range(run_as_group, "group")
     elif run_as_user is None and not run_as_username and image_group:
@@ -123,10 +125,15 @@ def find_group(group: bytes, wanted: str) -> int:
 
 def memberships(group: bytes, name: bytes) -> list[int]:
     """GIDs of the groups that list a user as a member, in the file's order."""
-    escaped = re.escape(name)
-    pattern = rb"^[^:\n]*:[^:\n]*:(\d{1,10}):(?:[^:\n]*,)?[ \t]*%b[ \t]*(?:,[^:\n]*)?\n" % escaped
-    gids = (int(found[1]) for found in re.finditer(pattern, passwd_text(group), re.M))
+    # Not one pattern for a line with the name in it: that takes the square of a line's length where many members have the name.
+    lines = re.finditer(rb"^[^:\n]*:[^:\n]*:(\d{1,10}):([^:\n]*)\n", passwd_text(group), re.M)
+    gids = (int(found[1]) for found in lines if name in found[2] and is_member(name, found[2]))
     return [in_range(gid, "group") for gid in gids]
+
+
+def is_member(name: bytes, members: bytes) -> bool:
+    """Whether a list with commas has a name."""
+    return any(member.strip(b" \t") == name for member in members.split(b","))
 
 
 def passwd_text(data: bytes) -> bytes:
