@@ -18,6 +18,7 @@ from bench.groups import Group
 from tare.cli.client import CallFailed, Client
 from tare.cri.v1 import api_pb2
 from tests.support.daemon import Daemon, mounts_below
+from tests.support.oci import command
 
 START_SECONDS = 30.0
 CONTAINERD_BRIDGE = "tarebenchctd0"
@@ -61,6 +62,11 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.crun.options]
         BinaryName = "crun"
         Root = "{base}/crun"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.tare]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.tare.options]
+        BinaryName = "{tare}"
+        Root = "{base}/tare"
 """
 
 
@@ -115,7 +121,9 @@ def containerd(base: Path, registry: str, masquerade: bool) -> Iterator[Peer]:
 def configure(directory: Path, registry: str, masquerade: bool) -> None:
     """Write containerd's configuration, its network and its registry hosts."""
     (directory / "cni").mkdir(parents=True)
-    (directory / "config.toml").write_text(CONFIG.format(base=directory, registry=registry, pause=images.PAUSE))
+    (directory / "config.toml").write_text(
+        CONFIG.format(base=directory, registry=registry, pause=images.PAUSE, tare=command("tare")[0])
+    )
     bridge = {
         "type": "bridge",
         "bridge": CONTAINERD_BRIDGE,

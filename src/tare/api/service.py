@@ -6,7 +6,7 @@ Methods bear the proto's names, since `cri.dispatch` finds them by those. A pull
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -14,10 +14,12 @@ from tare.api.v1 import tare_pb2 as pb
 from tare.images.auth import RegistryAuth
 from tare.images.explain import explain
 from tare.images.freshness import freshness
+from tare.images.manifest import Descriptor
 from tare.images.pull import Pull
 from tare.images.service import ImageService
 from tare.images.transfers import Transfers
 from tare.images.verify import Finding, Verifier
+from tare.images.workers import Workers
 
 GLANCE_SECONDS = 0.1  # between two looks at how far a pull is
 T = TypeVar("T")
@@ -33,6 +35,16 @@ def credentials(message: pb.Credentials) -> RegistryAuth | None:
         registry_token=message.registry_token,
     )
     return auth if auth.username or auth.identity_token or auth.registry_token else None
+
+
+def states(workers: Workers, pulls: Iterable[Pull]) -> list[tuple[str, Descriptor, tuple[int, str]]]:
+    """How far each layer of pulls, or each blob of an artifact, is; with a key that tells layers of one blob apart."""
+    found = []
+    for pull in pulls:
+        found += [(layer.chain_id, layer.blob, workers.progress(layer)) for layer in pull.layers]
+        if pull.artifact is not None:
+            found += [(blob.digest, blob, workers.coming(blob)) for blob in pull.artifact.layers]
+    return found
 
 
 class Images:
@@ -52,14 +64,12 @@ class Images:
         shown: dict[str, tuple[int, str]] = {}
         while True:
             ended, _ = await asyncio.wait((task,), timeout=GLANCE_SECONDS)
-            for pull in pulls:
-                for layer in pull.layers:
-                    state = self._images.workers.progress(layer)
-                    if ended and not task.exception():
-                        state = (layer.blob.size, "done")
-                    if shown.get(layer.chain_id) != state:
-                        shown[layer.chain_id] = state
-                        yield pb.Progress(blob=layer.blob.digest, done=state[0], total=layer.blob.size, state=state[1])
+            for key, blob, state in states(self._images.workers, pulls):
+                if ended and not task.exception():
+                    state = (blob.size, "done")
+                if shown.get(key) != state:
+                    shown[key] = state
+                    yield pb.Progress(blob=blob.digest, done=state[0], total=blob.size, state=state[1])
             if ended:
                 image = task.result()
                 yield pb.Progress(image_id=image.id, digest=pulls[0].digest if pulls else "")
@@ -74,6 +84,8 @@ class Images:
                 request.target,
                 credentials(request.auth),
                 lambda blob, done, total, state: tell(pb.Progress(blob=blob, done=done, total=total, state=state)),
+                whole=request.whole,
+                origin_auth=credentials(request.origin_auth),
             )
             return pb.Progress(digest=digest)
 

@@ -42,6 +42,7 @@ class Client:
         self.runtime: Any = api_pb2_grpc.RuntimeServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.images: Any = api_pb2_grpc.ImageServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.tare: Any = tare_pb2_grpc.ImagesStub(self._channel)  # type: ignore[no-untyped-call]
+        self.renewal: Any = tare_pb2_grpc.ContainersStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Client:
         return self

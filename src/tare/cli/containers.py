@@ -1,8 +1,7 @@
-"""`tare ps`, `tare pods`, `tare exec`, `tare stop`, `tare rm`."""
+"""`tare ps`, `tare pods`, `tare stop`, `tare rm`."""
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -113,30 +112,6 @@ def pod_row(client: Client, pod: api_pb2.PodSandbox, running: int) -> list[str]:
         str(running),
         age(pod.created_at, time.time_ns()),
     ]
-
-
-@click.command("exec", context_settings={"allow_interspersed_args": False})
-@click.option(
-    "--timeout", type=click.IntRange(min=0), default=0, help="Kill it after so many seconds.  [default: never]"
-)
-@click.argument("container")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@click.pass_obj
-def execute(socket: str, timeout: int, container: str, command: tuple[str, ...]) -> int:
-    """Run COMMAND in CONTAINER and end with its exit code; 125 where Tare fails.
-
-    What it wrote (16 MiB at most) is printed once it has ended.
-    """
-    from tare.cri.v1 import api_pb2
-
-    with Client(socket) as client:
-        target = pick(container_candidates(client.containers()), container, "container")
-        request = api_pb2.ExecSyncRequest(container_id=target.id, cmd=command, timeout=timeout)
-        answer = client.call(client.runtime.ExecSync, request, timeout=timeout + 30 if timeout else None)
-    for stream, data in ((sys.stdout, answer.stdout), (sys.stderr, answer.stderr)):
-        stream.buffer.write(data)
-        stream.buffer.flush()
-    return int(answer.exit_code)
 
 
 @click.command()

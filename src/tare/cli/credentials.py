@@ -86,6 +86,8 @@ def stored(path: Path, image: str) -> RegistryAuth | None:
 
 def ask(name: str, address: str) -> bytes | None:
     """What the program docker-credential-NAME says of a server; None where it has nothing. Raises TareError."""
+    from tare.images.docker_config import is_absent
+
     program = f"docker-credential-{name}"
     try:
         result = subprocess.run(
@@ -97,7 +99,6 @@ def ask(name: str, address: str) -> bytes | None:
         ) from error
     if result.returncode == 0:
         return result.stdout
-    # Helpers tell on standard output what went wrong; "credentials not found" is the one that means nothing is wrong.
-    if b"credentials not found" in result.stdout:
+    if is_absent(result.stdout):
         return None
     raise TareError(f"ask {program} for credentials", cause=f"it ended with code {result.returncode}")

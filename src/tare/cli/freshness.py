@@ -52,9 +52,19 @@ def print_outdated(client: Client, quiet: bool) -> None:
 
 @click.command()
 @click.argument("images", metavar="[IMAGE...]", nargs=-1)
+@click.option(
+    "--restart", is_flag=True, help="Then restart running containers that stand on an older image of these tags."
+)
+@click.option(
+    "-t", "--timeout", type=click.IntRange(min=0), default=10, show_default=True, help="Seconds until one is killed."
+)
 @click.pass_obj
-def update(socket: str, images: tuple[str, ...]) -> None:
-    """Pull tags (all of them where none is named) that have moved at their registries, and print them."""
+def update(socket: str, images: tuple[str, ...], restart: bool, timeout: int) -> None:
+    """Pull tags (all of them where none is named) that have moved at their registries, and print them.
+
+    With --restart containers are made anew from the newer image, all else as it was; where that does not start, from the older one again.
+    Those of a kubelet's pods are stopped, and the kubelet starts them; those that a `tare run` waits for are left.
+    """
     from tare.api.v1 import tare_pb2
 
     failures = []
@@ -66,8 +76,29 @@ def update(socket: str, images: tuple[str, ...]) -> None:
             request = tare_pb2.PullRequest(image=tag.name, auth=credentials(tag.name, None))
             watch(client.stream(client.tare.Pull, request), f"pulling {tag.name}")
             print(tag.name)
+        if restart:
+            failures += print_restarted(client, images, timeout)
     if failures:
         raise TareError("update images", cause="; ".join(failures))
+
+
+def print_restarted(client: Client, images: tuple[str, ...], timeout: int) -> list[str]:
+    """Restart what is behind, print what became of each, and return what failed."""
+    from tare.cli.restart import restart
+    from tare.cri.v1 import api_pb2
+    from tare.images.reference import parse
+
+    wanted = {parse(name).tagged for name in images}
+    listed = client.call(client.images.ListImages, api_pb2.ListImagesRequest()).images
+    tags = {tag: image.id for image in listed for tag in image.repo_tags if not images or tag in wanted}
+    rows, failures = [], []
+    for done in restart(client, tags, timeout):
+        rows.append([short_id(done.id), done.name, done.tag, short_id(done.new), done.outcome])
+        if done.failed:
+            failures.append(f"{done.name}: {done.outcome}")
+    if rows:
+        print_table(["CONTAINER", "NAME", "IMAGE", "NOW", "OUTCOME"], rows)
+    return failures
 
 
 @click.command("explain-pull")

@@ -1,6 +1,6 @@
 """The `tare` command: finds the subcommand, runs it, and says in plain words what went wrong.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. `run` and `exec` end with the container's own code, and with 125
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. `run`, `exec` and `attach` end with the container's own code, and with 125
 where it is Tare that failed. Subcommands are imported when they are called, so that each starts quickly.
 """
 
@@ -25,7 +25,10 @@ COMMANDS = {
     "ps": "tare.cli.containers:ps",
     "pods": "tare.cli.containers:pods",
     "logs": "tare.cli.logs:logs",
-    "exec": "tare.cli.containers:execute",
+    "exec": "tare.cli.interactive:execute",
+    "attach": "tare.cli.interactive:attach",
+    "port-forward": "tare.cli.forward:port_forward",
+    "cp": "tare.cli.copying:copy",
     "stop": "tare.cli.containers:stop",
     "rm": "tare.cli.containers:remove",
     "inspect": "tare.cli.inspect:inspect",
@@ -40,6 +43,7 @@ COMMANDS = {
     "image": "tare.cli.image:image",
     "update": "tare.cli.freshness:update",
     "explain-pull": "tare.cli.freshness:explain_pull",
+    "doctor": "tare.cli.doctor:doctor",
     "version": "tare.cli.version:version",
 }
 
@@ -84,7 +88,7 @@ def main() -> NoReturn:
 
 def invoke(arguments: list[str]) -> int:
     """Run a command line and return its exit code; what fails is told on standard error."""
-    own_failure = OWN_FAILURE if subcommand(arguments) in ("run", "exec") else 1
+    own_failure = OWN_FAILURE if subcommand(arguments) in ("run", "exec", "attach") else 1
     try:
         result = tare.main(arguments, prog_name="tare", standalone_mode=False)
     except click.ClickException as error:

@@ -18,6 +18,7 @@ NAMESPACE = "tare"
 RUN_ANNOTATION = (
     "tare/run"  # marks a pod that `tare run` made for one container, and makes its configuration unlike any other's
 )
+ATTACHED_ANNOTATION = "tare/attached"  # marks one whose `tare run` waits for its end
 CPU_PERIOD = 100_000
 MASKED_PATHS = (
     "/proc/asound",
@@ -40,7 +41,7 @@ NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """`tare run`'s options, as they came; `token` is new for each run."""
+    """`tare run`'s options, as they came; `token` is new for each run; `attached` says that it waits for the end."""
 
     image: str
     token: str
@@ -62,6 +63,8 @@ class RunOptions:
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    attached: bool = True
+    runtime: str = ""
 
     @property
     def full_name(self) -> str:
@@ -168,7 +171,7 @@ def pod_config(options: RunOptions) -> api_pb2.PodSandboxConfig:
         hostname="" if options.network == "host" else options.hostname or name,
         log_directory=options.log_directory,
         labels=parse_pairs(options.labels, "label"),
-        annotations={RUN_ANNOTATION: options.token},
+        annotations={RUN_ANNOTATION: options.token, **({ATTACHED_ANNOTATION: "true"} if options.attached else {})},
         linux=api_pb2.LinuxPodSandboxConfig(security_context=security),
     )
 

@@ -50,6 +50,9 @@ FIRST_POLL, LAST_POLL = 0.002, 0.1
     show_default=True,
     help="A network of its own, or this machine's.",
 )
+@click.option(
+    "--runtime", default="", metavar="NAME", help="The runtime handler.  [default: as the daemon's settings say]"
+)
 @click.option("--hostname", default="", metavar="NAME", help="Its host name.  [default: the container's name]")
 @click.option("-l", "--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label for it and its pod.")
 @click.option("-d", "--detach", is_flag=True, help="Print the container's ID and leave it running.")
@@ -87,7 +90,8 @@ def run(
         raise InvalidArgument("--rm and --detach exclude each other", hint="take it away with  tare rm")
     token = uuid.uuid4().hex
     directory = os.path.join(os.path.abspath(log_dir), token)
-    wanted = RunOptions(token=token, log_directory=directory, environment=os.environ, **options)
+    environment, attached = os.environ, not detach
+    wanted = RunOptions(token=token, log_directory=directory, environment=environment, attached=attached, **options)
     with Client(socket) as client, Signals() as signals:
         session = Session(client, signals, wanted)
         session.check()
@@ -164,7 +168,8 @@ class Session:
         from tare.cri.v1 import api_pb2
 
         runtime, call = self.client.runtime, self.client.call
-        self.pod_id = call(runtime.RunPodSandbox, api_pb2.RunPodSandboxRequest(config=self._pod)).pod_sandbox_id
+        wanted = api_pb2.RunPodSandboxRequest(config=self._pod, runtime_handler=self.options.runtime)
+        self.pod_id = call(runtime.RunPodSandbox, wanted).pod_sandbox_id
         create = api_pb2.CreateContainerRequest(
             pod_sandbox_id=self.pod_id, config=self._container, sandbox_config=self._pod
         )

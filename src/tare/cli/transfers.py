@@ -29,12 +29,18 @@ def tag(socket: str, image: str, name: str) -> None:
 @click.argument("image")
 @click.argument("name", required=False, default="")
 @creds_option
+@click.option(
+    "--all-platforms", is_flag=True, help="The whole index that IMAGE is from; what is not here is fetched from there."
+)
 @click.pass_obj
-def push(socket: str, image: str, name: str, creds: str | None) -> None:
+def push(socket: str, image: str, name: str, creds: str | None, all_platforms: bool) -> None:
     """Push IMAGE to its registry, under NAME if that is given, and print its digest there."""
     from tare.api.v1 import tare_pb2
 
     request = tare_pb2.PushRequest(image=image, target=name, auth=credentials(name or image, creds))
+    if all_platforms:
+        request.whole = True
+        request.origin_auth.CopyFrom(credentials(image, None) or tare_pb2.Credentials())
     with Client(socket) as client:
         print(watch(client.stream(client.tare.Push, request), f"pushing {name or image}").digest)
 

@@ -80,7 +80,7 @@ def _assemble(directory: Path, files: Sequence[tuple[bytes, str, Path]]) -> Unpa
                 folders.add(folder)
         copied += put(blob, directory / os.fsdecode(path))
     pages = (copied + PAGE - 1) // PAGE * PAGE
-    return Unpacked(size=pages + len(folders) * PAGE, inodes=len(folders), implied=frozenset())
+    return Unpacked(size=pages + len(folders) * PAGE, inodes=len(folders), implied=frozenset(folders))
 
 
 def make_folder(path: Path) -> None:

@@ -4,7 +4,7 @@
      "credsStore": "pass", "credHelpers": {"registry.example": "ecr-login"}}
 
 A key may be a registry or, as podman writes them, a path below one: the longest that fits decides. Running a helper is for
-the caller: the daemon starts no processes, so that helpers serve the command line alone. Pure, but for `read`.
+the caller (`helpers.py` in the daemon, `cli/credentials.py`). Pure, but for `read`.
 """
 
 from __future__ import annotations
@@ -123,6 +123,11 @@ def answered(output: bytes, address: str) -> RegistryAuth:
     if answer.username == TOKEN_USER:
         return RegistryAuth(server_address=address, identity_token=answer.secret)
     return RegistryAuth(server_address=address, username=answer.username, password=answer.secret)
+
+
+def is_absent(output: bytes) -> bool:
+    """Does what a helper wrote when it failed only mean that it has nothing for this server? (They tell on standard output what went wrong.)"""
+    return b"credentials not found" in output
 
 
 def _key(key: str) -> str:

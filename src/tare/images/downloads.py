@@ -112,6 +112,7 @@ class Downloads:
             if ingest.restored:
                 log.info("going on with %s after %d bytes", descriptor.digest, ingest.restored)
             await registry.copy_blob(descriptor, ingest)
+            log.info("fetched %s of %s: %d bytes", descriptor.digest, registry.reference, descriptor.size)
         except WrongBytes as error:
             failure: BaseException = error
             await in_thread(self._executor, lambda: ingest.abort(failure))

@@ -8,7 +8,7 @@ until it is known whether Docker's manifest.json names it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -193,6 +193,9 @@ class Load(Pull):
 
     names: tuple[Reference, ...]
     genuine: bool
+
+    def expect(self, blobs: Iterable[Descriptor]) -> None:
+        """They have come."""
 
 
 async def record(load: Load) -> None:

@@ -1,25 +1,31 @@
 """Unpacked layers: how a blob becomes a directory, and which directories there are.
 
     <root>/layers/<chain ID's hex>    a layer in overlayfs form; exists only whole, and after its data is on disk
-    <root>/layers/.tmp-<n>            being unpacked
+    <root>/layers/.tmp-<random>       being unpacked
     <root>/layers/.trash-<n>          going out
 
 A chain ID names a layer together with all below it (OCI image config, "Layer ChainID"). The pipeline of one layer:
 
     blob ─► read, decompress, hash (a thread) ─► bounded channel ─► unpack (another) ─► diff ID compared ─► synced ─► renamed
 
+Unpacking is one short system call after the other, and Python's lock changes hands at each where several threads are at it. So no
+more than AT_IT unpack at one time, a chunk each; who waits for bytes is not counted.
 `unpack_blob`, `sync`, `place`, `empty_trash`, `leftovers` and `missing` block and are for threads; records are kept by the thread
 that owns the database.
 """
 
 from __future__ import annotations
 
+import array
+import contextlib
+import fcntl
 import hashlib
 import itertools
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from tare.images.chunks import Abandoned, Channel
@@ -32,6 +38,10 @@ from tare.images.unpack import Limits, Unpacked, unpack
 from tare.state.database import Database
 from tare.storage.content import Reader
 from tare.storage.durable import sync_directory, sync_filesystem
+
+AT_IT = threading.Semaphore(2)
+FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602  # linux/fs.h
+FS_TOPDIR_FL = 0x00020000
 
 
 def chain_ids(diff_ids: Iterable[str]) -> tuple[str, ...]:
@@ -78,7 +88,8 @@ def unpack_blob(
     try:
         directory.mkdir(mode=0o755)
         os.chmod(directory, 0o755)
-        unpacked = unpack(channel.get, directory, limits)
+        with AT_IT:
+            unpacked = unpack(partial(waiting, channel.get), directory, limits)
         actual = f"{diff_id.partition(':')[0]}:{digest.hexdigest()}"
         if actual != diff_id:
             raise PullError(
@@ -95,12 +106,39 @@ def unpack_blob(
         producer.join()
 
 
+def spread(directory: Path) -> None:
+    """Let the file system lay the directories in `directory` far apart, as trees that have nothing to do with each other.
+
+    ext4 passes over inodes that were freed in the last minutes one by one (fs/ext4/ialloc.c, recently_deleted): where a layer was removed
+    a moment ago, unpacking another takes several times as long. With this flag (chattr +T) a hash of its name chooses where a directory goes.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flags = array.array("I", [0])
+        with contextlib.suppress(OSError):  # a hint, which other file systems do not know
+            fcntl.ioctl(descriptor, FS_IOC_GETFLAGS, flags)
+            flags[0] |= FS_TOPDIR_FL
+            fcntl.ioctl(descriptor, FS_IOC_SETFLAGS, flags)
+    finally:
+        os.close(descriptor)
+
+
+def waiting(get: Callable[[], bytes]) -> bytes:
+    """What `get` brings; meanwhile another may unpack."""
+    AT_IT.release()
+    try:
+        return get()
+    finally:
+        AT_IT.acquire()
+
+
 class LayerStore:
     """The layers under one root directory, and their records in `state.db`."""
 
     def __init__(self, root: Path, database: Database) -> None:
         self.root = root / "layers"
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        spread(self.root)
         self._numbers = itertools.count()
         self._table = database.table("layers", LayerRecord)
         self._records = dict(self._table.items())
@@ -118,8 +156,8 @@ class LayerStore:
         return dict(self._records)
 
     def new_directory(self) -> Path:
-        """A name for a layer that is about to be unpacked."""
-        return self.root / f".tmp-{next(self._numbers)}"
+        """A name for a layer that is about to be unpacked: a new one each time, see `spread`."""
+        return self.root / f".tmp-{os.urandom(8).hex()}"
 
     def sync(self) -> None:
         """All that was unpacked until now is on disk when this returns."""

@@ -31,6 +31,7 @@ _LAYER = re.compile(
     r"(application/vnd\.oci\.image\.layer\.(nondistributable\.)?v1\.tar(\+gzip|\+zstd)?"
     r"|application/vnd\.docker\.image\.rootfs\.(foreign\.)?diff\.tar(\.gzip|\.zstd)?)(\+encrypted)?"
 )
+_UNDISTRIBUTED = re.compile(r"\.nondistributable\.|\.foreign\.")
 _CONFIG_TYPES = (OCI_CONFIG, DOCKER_CONFIG, "application/octet-stream")
 
 
@@ -75,11 +76,30 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     artifact_type: str = msgspec.field(default="", name="artifactType")
     annotations: dict[str, str] | None = None
 
+    @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """Configuration and layers."""
+        return self.config, *self.layers
+
 
 class Index(msgspec.Struct, frozen=True, kw_only=True):
     """Several images, one for each platform."""
 
     manifests: tuple[Descriptor, ...]
+
+
+class References(msgspec.Struct, frozen=True, kw_only=True):
+    """What any manifest or index names, be it something that could run here or not."""
+
+    manifests: tuple[Descriptor, ...] | None = None
+    config: Descriptor | None = None
+    layers: tuple[Descriptor, ...] | None = None
+
+    def blobs(self) -> list[Descriptor]:
+        """Configuration and layers, each once, without those that are not to be in registries (OCI layer spec, "Non-Distributable Layers")."""
+        named = (*(self.layers or ()), *((self.config,) if self.config else ()))
+        kept = (blob for blob in named if not _UNDISTRIBUTED.search(blob.media_type))
+        return list({blob.digest: blob for blob in kept}.values())
 
 
 class _Envelope(msgspec.Struct, rename="camel"):
@@ -146,7 +166,14 @@ def parse_manifest(data: bytes, content_type: str = "") -> Manifest | Index:
 
     Raises ManifestError.
     """
-    envelope = _decode(data, _Envelope, "manifest")
+    try:
+        envelope = _decode(data, _Envelope, "manifest")
+    except ManifestError as error:
+        if not content_type or "json" in content_type:
+            raise
+        cause = f"the answer is of type {content_type[:100]} and no JSON"
+        hint = "does a proxy or a login page answer in the registry's place?"
+        raise ManifestError("read manifest", cause=cause, hint=hint) from error
     named = envelope.media_type or content_type.partition(";")[0].strip()
     if _SCHEMA1.fullmatch(named) or envelope.schema_version == 1 or envelope.fs_layers is not None:
         raise ManifestError(
@@ -184,6 +211,11 @@ def _check_layers(manifest: Manifest) -> None:
             raise ManifestError(
                 "read manifest", cause=f"layer {layer.digest} has the unknown type {layer.media_type!r}"
             )
+
+
+def parse_references(data: bytes) -> References:
+    """What a manifest or an index names. Raises ManifestError."""
+    return _decode(data, References, "manifest")
 
 
 def parse_config(data: bytes) -> ConfigDocument:

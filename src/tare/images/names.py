@@ -48,6 +48,20 @@ def by_digest(images: Iterable[ImageRecord], digest: str) -> ImageRecord | None:
     return next((image for image in images if any(name.endswith(suffix) for name in image.repo_digests)), None)
 
 
+def origin(image: ImageRecord, asked: str) -> str:
+    """repository@digest: what the repository that was asked for stood for, or, where the image is not known by that, another's; else its ID.
+
+    This is what CRI calls ContainerStatus.image_ref; a kubelet shows it as the container's imageID.
+    """
+    try:
+        name = parse(asked).name
+    except InvalidArgument:
+        name = ""
+    # That repository's first, and of its digests an index's before that of the manifest in it.
+    order = {text: (text.partition("@")[0] != name, text.endswith(f"@{image.manifest}")) for text in image.repo_digests}
+    return min(order, key=lambda text: order[text], default=image.id)
+
+
 def named(image: ImageRecord, reference: Reference, digest: str) -> ImageRecord:
     """The image with the names that a pull of `reference`, which stood for `digest`, gives it."""
     tags = {*image.repo_tags, reference.tagged} - {None}

@@ -8,18 +8,20 @@
     record    the image and its names
 
 A pull that fails is undone by collecting what nobody needs, so that layers which another image or another pull has a use
-for stay. The record needs no undo: once it is written the image is whole, and stays even if the daemon dies right then.
+for stay. The record needs no undo: once it is written the image is whole, and stays even if the daemon dies right then. Of a pull that
+dies with its process, the blobs stay for a day.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tare.images.layers import chain_ids
-from tare.images.manifest import ConfigDocument, Manifest, ManifestError, Platform, parse_config
+from tare.images.manifest import ConfigDocument, Descriptor, Manifest, ManifestError, Platform, parse_config
 from tare.images.names import by_digest, named
 from tare.images.platform import choose, runs
 from tare.images.policy import Rule
@@ -51,6 +53,7 @@ class Pull:
     artifact: Manifest | None = None
     signatures: list[SignatureRecord] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
+    key: str = field(default_factory=lambda: os.urandom(8).hex())
 
     def hold(self, names: Iterable[str]) -> None:
         """Keep these from being collected while this pull needs them."""
@@ -59,9 +62,14 @@ class Pull:
         self.held += names
 
     def release(self) -> None:
-        """Hold nothing any more."""
+        """Hold and expect nothing any more."""
         self.workers.store.release(self.held)
+        self.workers.store.arrived(self.key)
         self.held = []
+
+    def expect(self, blobs: Iterable[Descriptor]) -> None:
+        """Note which blobs are going to come."""
+        self.workers.store.expect(self.key, dict.fromkeys(blob.digest for blob in blobs))
 
 
 async def ask_policy(pull: Pull) -> None:
@@ -135,8 +143,7 @@ def image_record(
 
 def artifact_record(documents: list[str], manifest: Manifest) -> ImageRecord:
     """An artifact, without names: its ID is its manifest's digest, and its blobs are kept like documents, since its directory links to them."""
-    digests = dict.fromkeys(layer.digest for layer in manifest.layers)
-    sizes = {layer.digest: layer.size for layer in (manifest.config, *manifest.layers)}
+    sizes = {blob.digest: blob.size for blob in manifest.blobs}
     return ImageRecord(
         id=documents[-1],
         repo_tags=(),
@@ -145,7 +152,7 @@ def artifact_record(documents: list[str], manifest: Manifest) -> ImageRecord:
         config=ImageConfig(),
         chain_ids=(documents[-1],),
         created_at=time.time_ns(),
-        documents=tuple(sorted({*documents, *digests})),
+        documents=tuple(sorted({*documents, *sizes})),
         manifest=documents[-1],
         annotations=manifest.annotations or {},
         artifact_type=manifest.artifact_type,
@@ -172,7 +179,10 @@ def check(manifest: Manifest, config: ConfigDocument, platform: Platform) -> Non
 async def unpack(pull: Pull) -> None:
     """Bring all layers in place; the first that fails ends the others, save those that another pull waits for."""
     slots = asyncio.Semaphore(pull.parallel_layers)
-    await pull.workers.store.check_space(pull.workers.space(pull.layers))
+    blobs = [layer.blob for layer in pull.layers] if pull.artifact is None else pull.artifact.blobs
+    pull.expect(blobs)
+    needed = pull.workers.space(pull.layers) if pull.artifact is None else pull.workers.missing(blobs)
+    await pull.workers.store.check_space(needed)
     if pull.artifact is not None and pull.image is not None:
         await pull.workers.artifact(pull.image.id, pull.artifact, pull.registry, slots)
     await together(pull.workers.layer(layer, pull.registry, slots) for layer in pull.layers)

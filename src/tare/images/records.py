@@ -1,4 +1,4 @@
-"""What is remembered of images and of unpacked layers: frozen values in `state.db` (tables `images` and `layers`)."""
+"""What is remembered of images and of unpacked layers: frozen values in `state.db` (tables `images`, `layers` and `expected`)."""
 
 from __future__ import annotations
 
@@ -66,3 +66,11 @@ class Usage:
     path: str
     bytes: int
     inodes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """Blobs that one pull is bringing, since when (ns since the epoch): a row for as long as the pull is under way."""
+
+    digests: tuple[str, ...]
+    since: int

@@ -11,7 +11,8 @@ import aiohttp
 
 from tare import __version__
 from tare.config import ImagesConfig
-from tare.images import docker_config, hosts
+from tare.handlers.commands import Commands
+from tare.images import docker_config, helpers, hosts
 from tare.images.auth import Credentials, RegistryAuth, credentials_for
 from tare.images.reference import Reference
 from tare.images.registry import Registry
@@ -23,10 +24,13 @@ READ_BYTES = 512 << 10
 
 
 class Registries:
-    """All registries, as the settings have them."""
+    """All registries, as the settings have them. `commands` runs credential helpers."""
 
-    def __init__(self, config: ImagesConfig, patience: Patience, executor: Executor) -> None:
+    def __init__(
+        self, config: ImagesConfig, patience: Patience, executor: Executor, commands: Commands | None = None
+    ) -> None:
         self._config = config
+        self._commands = commands
         self._patience = patience
         self._executor = executor
         self._tls = Tls()
@@ -56,8 +60,12 @@ class Registries:
         if found is None and self._config.auth_file:
             path = Path(self._config.auth_file)
             listed = await in_thread(self._executor, partial(docker_config.read, path))
-            entry = docker_config.choose(listed, reference)
-            found, source = credentials_for(entry and replace(entry, server_address=""), reference.domain), str(path)
+            entry, source = None, str(path)
+            if helper := docker_config.helper(listed, reference.domain):
+                entry, source = await helpers.ask(self._commands, *helper), f"docker-credential-{helper[0]}"
+            if entry is None:
+                entry, source = docker_config.choose(listed, reference), str(path)
+            found = credentials_for(entry and replace(entry, server_address=""), reference.domain)
         trace(0, f"credentials come from {source}" if found else "there are no credentials")
         return found
 

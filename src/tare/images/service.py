@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tare.config import POLICY, ImagesConfig
 from tare.errors import TareError
+from tare.handlers.commands import Commands
 from tare.images import names, platform
 from tare.images.archive import Found
 from tare.images.auth import RegistryAuth
@@ -49,7 +50,7 @@ def ignore(pull: Pull) -> None:
 
 
 class ImageService:
-    """Images under one root directory. `in_use` gives the chain IDs of layers that containers stand on."""
+    """Images under one root directory. `in_use` gives the chain IDs of layers that containers stand on, `commands` runs credential helpers."""
 
     def __init__(
         self,
@@ -59,6 +60,7 @@ class ImageService:
         config: ImagesConfig,
         in_use: Callable[[], set[str]],
         patience: Patience | None = None,
+        commands: Commands | None = None,
     ) -> None:
         self.operations = operations
         self.config = config
@@ -72,7 +74,7 @@ class ImageService:
         self.workers = Workers(self.store, Path(config.decryption_keys_dir), limits)
         optional = config.policy == POLICY
         self.trust = Trust(Path(config.policy), optional=optional, database=database)
-        self.registries = Registries(config, self.patience, self.executor)
+        self.registries = Registries(config, self.patience, self.executor, commands)
         self._pulls: set[asyncio.Task[ImageRecord]] = set()
         self._snapshots = Snapshots(root)
         self._asked_at = float("-inf")

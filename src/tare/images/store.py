@@ -1,7 +1,8 @@
 """What of images is on this machine: their records, their layers, their blobs, and who needs what.
 
 Used from the event loop, which owns the database; what blocks goes to threads from here. A pull `hold`s the digests and
-chain IDs that it works on, so that nothing is collected under it.
+chain IDs that it works on, so that nothing is collected under it, and notes what it `expect`s: what a killed process has brought of that
+waits for the next pull that wants it.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ from tare.images.collect import excess, garbage, victims
 from tare.images.errors import PullError
 from tare.images.layers import LayerStore
 from tare.images.names import arrive, pinned
-from tare.images.records import ImageRecord, Usage
+from tare.images.records import Expected, ImageRecord, Usage
 from tare.images.threads import in_thread
 from tare.state.database import Database
 from tare.storage.content import ContentStore
 
 log = logging.getLogger(__name__)
 
-PARTIAL_SECONDS = 24 * 3600.0  # for so long a blob that was cut off waits for somebody to go on with it
+PARTIAL_SECONDS = (
+    24 * 3600.0
+)  # for so long what a pull that was cut off has brought waits for somebody to go on with it
 USED_GRAIN = 60_000_000_000  # that an image is used is noted at most once in so many ns
 
 
@@ -56,6 +59,8 @@ class ImageStore:
         self._table = database.table("images", ImageRecord)
         self._images = {key: pinned(image, config.pinned) for key, image in self._table.items()}
         self._held: Counter[str] = Counter()
+        self._expected = database.table("expected", Expected)
+        self._left = dict(self._expected.items())  # of pulls that ended with their process
 
     def images(self) -> dict[str, ImageRecord]:
         """All images by ID."""
@@ -96,13 +101,40 @@ class ImageStore:
         self._held.subtract(names)
         self._held = +self._held
 
+    def expect(self, key: str, digests: Iterable[str]) -> None:
+        """A pull brings these blobs; what an earlier process left of them is its own now."""
+        digests = tuple(digests)
+        for other, row in list(self._left.items()):
+            if not set(digests).isdisjoint(row.digests):
+                self._give_up(other)
+        self._expected.put(key, Expected(digests=digests, since=time.time_ns()))
+
+    def arrived(self, key: str) -> None:
+        """The pull is over. Where it ends because the process does, the note stays for the next one."""
+        if not self.content.suspended:
+            self._expected.delete(key)
+
+    def _give_up(self, key: str) -> None:
+        del self._left[key]
+        self._expected.delete(key)
+
+    def _left_over(self) -> set[str]:
+        """Blobs that killed pulls have brought lately."""
+        oldest = time.time_ns() - int(PARTIAL_SECONDS * 1e9)
+        for key, row in list(self._left.items()):
+            if row.since < oldest:
+                self._give_up(key)
+        return {digest for row in self._left.values() for digest in row.digests}
+
     async def collect(self) -> None:
         """Remove layers and blobs that nobody needs."""
+        if self.content.suspended:
+            return  # the process ends: what pulls have brought is for the next one, which collects the rest
         layers, blobs = garbage(
             self._images.values(),
             self.layers.records(),
             self.content.sizes(),
-            held=self._held,
+            held=self._held.keys() | self._left_over(),
             in_use=self._in_use(),
             keep_layer_blobs=self._config.keep_blobs,
         )
@@ -137,6 +169,12 @@ class ImageStore:
         needed = excess(capacity, available, self._config.gc_high, self._config.gc_low)
         if needed:
             needed -= await in_thread(self.executor, partial(self.content.drop_partial, time.time()))
+        if needed > 0 and self._left:
+            before = sum(self.content.sizes().values())
+            for key in list(self._left):
+                self._give_up(key)
+            await self.collect()
+            needed -= before - sum(self.content.sizes().values())
         if needed <= 0:
             return []
         in_use = self._in_use()
@@ -193,6 +231,9 @@ class ImageStore:
                 names = ", ".join(image.repo_tags) or image.id
                 log.warning("image %s has lost a layer from the disk; it must be pulled again", names)
                 self.drop(image.id)
+        for key, row in list(self._left.items()):
+            if any(set(row.digests) <= {*image.layer_digests, *image.documents} for image in self._images.values()):
+                self._give_up(key)  # it was killed when all was done
         if cut_off or leftovers or missing:
             log.info(
                 "recovered: %d partial blobs, %d partial layers, %d lost layers", cut_off, len(leftovers), len(missing)

@@ -16,9 +16,10 @@ from tare.images.archive import ArchiveError, Found
 from tare.images.auth import RegistryAuth
 from tare.images.chunks import Abandoned, Channel
 from tare.images.errors import PullError, explain
-from tare.images.push import Progress, push
+from tare.images.push import Progress, Push, elsewhere
 from tare.images.records import ImageRecord
 from tare.images.reference import parse
+from tare.images.registry import Registry
 from tare.images.service import ImageService
 from tare.images.threads import in_thread
 
@@ -98,20 +99,50 @@ class Transfers:
             async for piece in exporting.archive_of(self._store, images, docker=docker):
                 yield piece
 
-    async def push(self, text: str, target: str, auth: RegistryAuth | None, progress: Progress) -> str:
-        """Push an image under `target`, or under the name that it was asked for by; the digest there. Raises NotFound, PullError."""
+    async def push(
+        self,
+        text: str,
+        target: str,
+        auth: RegistryAuth | None,
+        progress: Progress,
+        *,
+        whole: bool = False,
+        origin_auth: RegistryAuth | None = None,
+    ) -> str:
+        """Push an image under `target`, or under the name that it was asked for by; the digest there. Raises NotFound, PullError.
+
+        With `whole` the index that it is from, with the images of all platforms: what is missing comes from there, with `origin_auth`.
+        """
         image = self.image(text)
         if not target and exporting.is_id(text, image):
             if len(image.repo_tags) != 1:
                 raise InvalidArgument(f"push image {text}", cause="it has not one name", hint="say under which")
             target = image.repo_tags[0]
         reference = parse(target or text)
+        mounts = elsewhere(self._store.images().values(), reference)
+        pushing: Push | None = None
         try:
             registry = await self._images.registries.of(reference, auth, actions="pull,push")
+            pushing = Push(self._images.workers, registry, progress, mounts=mounts)
+            digest = image.manifest
+            if whole:
+                digest, pushing.origin = await self._whole(text, image, origin_auth)
             with self._held([image]):
-                return await push(self._store, image, registry, progress)
+                return await pushing.manifest(digest, reference.tag or digest)
         except (TareError, OSError) as error:
             raise explain(str(reference), error, "push") from error
+        finally:
+            if pushing is not None:
+                self._store.release(pushing.held)
+            if whole:
+                await self._store.collect()
+
+    async def _whole(self, text: str, image: ImageRecord, auth: RegistryAuth | None) -> tuple[str, Registry | None]:
+        """What the image's name stands for, with all platforms, and where that came from."""
+        name = None if exporting.is_id(text, image) else parse(text)
+        digest = exporting.root_of(image, name)
+        source = next((known for known in map(parse, image.repo_digests) if known.digest == digest), None)
+        return digest, None if source is None else await self._images.registries.of(source, auth)
 
     async def load(self, pieces: AsyncIterable[bytes], name: str | None) -> list[ImageRecord]:
         """The images of an archive, which comes in pieces. Nothing stays of one that is damaged. Raises PullError, InvalidArgument."""

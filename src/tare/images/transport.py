@@ -283,9 +283,11 @@ class Endpoint:
             1, f"asks for a token for {request.fields.get('scope', '')}: {request.method} {shown(request.url)}, {how}"
         )
         headers = {"Authorization": request.authorization} if request.authorization else {}
+        fields = [(name, value) for name, value in request.fields.items() if name != "scope"]
+        fields += [("scope", scope) for scope in request.fields.get("scope", "").split()]
         response = await self._session.request(
             request.method,
-            URL(request.url).update_query(request.fields) if request.method == "GET" else URL(request.url),
+            URL(request.url).update_query(fields) if request.method == "GET" else URL(request.url),
             data=request.fields if request.method == "POST" else None,
             headers=headers,
             allow_redirects=False,

@@ -221,8 +221,10 @@ class Unpacker:
 
     def __init__(self, root: Path) -> None:
         self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        disown(self._root)
         self._directories = Directories(self._root)
-        self._times: dict[bytes, int] = {}
+        # Of directories: the mtime, and the mode where it is setgid, else 0.
+        self._late: dict[bytes, tuple[int, int]] = {}
         self._size = 0
         self._inodes = 0
         self._as_asked = unmasked_bits()
@@ -272,11 +274,13 @@ class Unpacker:
             raise LayerError(f"unpack {show(path)}", cause=error.strerror) from error
 
     def finish(self) -> Unpacked:
-        """Set the directories' times, which what was made in them has changed."""
+        """Set what would have been inherited by what was made in the directories (setgid), and their times, which that has changed."""
         implied = frozenset(self._directories.implied)
-        for path, mtime in self._times.items():
+        for path, (mtime, mode) in self._late.items():
             descriptor = self._directories.existing(path)
             if descriptor is not None:
+                if mode:
+                    os.fchmod(descriptor, mode)
                 os.utime(descriptor, ns=(mtime, mtime))
                 self._size += os.fstat(descriptor).st_blocks * 512
         return Unpacked(self._size + PAGE * len(implied), self._inodes + len(implied), implied)
@@ -315,28 +319,33 @@ class Unpacker:
                 raise LayerError(f"unpack {show(entry.path)}", cause="the archive ends in the middle of the file")
 
     def _directory(self, entry: Entry, parent: int, name: bytes) -> None:
-        path = entry.path
+        path, there = entry.path, False
         try:
             os.mkdir(name, entry.mode & 0o777, dir_fd=parent)
         except FileExistsError:
-            if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            there = stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+            if not there:
                 hidden = path in self._directories.whiteouts
                 self._clear(path, parent, name)
                 os.mkdir(name, entry.mode & 0o777, dir_fd=parent)
                 if hidden:
                     os.setxattr(beneath(parent, name), OPAQUE, b"y", follow_symlinks=False)
         self._directories.implied.discard(path)
-        if entry.uid or entry.gid:
+        if there or entry.uid or entry.gid:
             os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
-        if entry.mode & ~self._as_asked:
-            os.chmod(
-                name, entry.mode, dir_fd=parent
-            )  # no link: it was just made, or seen to be a directory, in a tree of ours alone
+        mode = entry.mode & ~stat.S_ISGID
+        if there or mode & ~self._as_asked:
+            # No link: it was just made, or seen to be a directory, in a tree of ours alone.
+            os.chmod(name, mode, dir_fd=parent)
         if entry.xattrs:
             set_xattrs(beneath(parent, name), entry)
-        if path not in self._times:
+        if path not in self._late:
             self._inodes += 1
-        self._times[path] = entry.mtime
+        self._note(entry)
+
+    def _note(self, entry: Entry) -> None:
+        """What is to be set once nothing more is made in this directory."""
+        self._late[entry.path] = entry.mtime, entry.mode if entry.mode & stat.S_ISGID else 0
 
     def _directory_itself(self, entry: Entry) -> None:
         """An entry that speaks of a directory as it is: the root's own, or an opaque mark."""
@@ -351,9 +360,9 @@ class Unpacker:
             raise LayerError("unpack layer", cause="its root is not a directory")
         self._directories.implied.discard(b"")
         os.fchown(self._root, entry.uid, entry.gid)
-        os.fchmod(self._root, entry.mode)
+        os.fchmod(self._root, entry.mode & ~stat.S_ISGID)
         set_xattrs(self._root, entry)
-        self._times[b""] = entry.mtime
+        self._note(entry)
 
     def _symlink(self, entry: Entry, parent: int, name: bytes) -> None:
         try:
@@ -439,10 +448,20 @@ class Unpacker:
             os.unlink(name, dir_fd=parent)
         except IsADirectoryError:
             shutil.rmtree(name, dir_fd=parent)
+            for known in [known for known in self._late if known == path or known.startswith(path + b"/")]:
+                del self._late[known]
 
     def _count(self, size: int) -> None:
         self._size += (size + PAGE - 1) // PAGE * PAGE
         self._inodes += 1
+
+
+def disown(directory: int) -> None:
+    """A new directory in a setgid one has its group, and would hand it on to all that is made in it."""
+    status = os.fstat(directory)
+    if status.st_mode & stat.S_ISGID:
+        os.fchown(directory, -1, os.getegid())
+        os.fchmod(directory, stat.S_IMODE(status.st_mode) & ~stat.S_ISGID)
 
 
 def beneath(parent: int, name: bytes) -> str:

@@ -1,7 +1,8 @@
 """`tare image verify` and `repair`: is what is stored of an image what its digests say, and if not, that part of it made anew.
 
     blobs    documents and layers' blobs, each read and hashed
-    layers   each unpacked once more from its blob, beside it, and compared; a repair puts the fresh one in its place
+    layers   each unpacked once more from its blob, beside it, and compared; a repair puts the fresh one in its place.
+             An artifact's directory is made once more of its blobs.
 
 A repair takes blobs from the store where they are sound and from the registry where they are not. A layer that containers stand
 on is not replaced under them.
@@ -79,9 +80,9 @@ class Verifier:
         if damaged.intersection(image.documents):
             return
         await fetch(pull)
-        for layer in pull.layers:
+        for layer in directories(image, pull):
             if layer.blob.digest not in damaged:
-                directory, _, trouble = await self._compared(layer, pull.registry)
+                directory, _, trouble = await self._compared(layer, pull)
                 await in_thread(self._store.executor, partial(shutil.rmtree, directory))
                 yield Finding(image.id, "layer", layer.chain_id, trouble)
 
@@ -105,15 +106,17 @@ class Verifier:
                 self._store.content.forget(digest)
                 if digest in image.documents:
                     yield Finding(image.id, "blob", digest, trouble, repaired=True)
-        await self._documents(image, pull)
         await fetch(pull)
+        await self._documents(image, pull)
         slots = asyncio.Semaphore(pull.parallel_layers)
-        for layer in pull.layers:
-            if self._images.config.keep_blobs and self._store.content.size(layer.blob.digest) is None:
-                await self._images.workers.blob(layer.blob, pull.registry, slots)
-                yield Finding(image.id, "blob", layer.blob.digest, "it was damaged or missing", repaired=True)
-        for layer in pull.layers:
-            directory, unpacked, trouble = await self._compared(layer, pull.registry)
+        kept = [layer.blob for layer in pull.layers] if self._images.config.keep_blobs else []
+        for blob in pull.artifact.blobs if pull.artifact is not None else kept:
+            if self._store.content.size(blob.digest) is None:
+                await self._images.workers.blob(blob, pull.registry, slots)
+                if pull.artifact is None:
+                    yield Finding(image.id, "blob", blob.digest, "it was damaged or missing", repaired=True)
+        for layer in directories(image, pull):
+            directory, unpacked, trouble = await self._compared(layer, pull)
             try:
                 if trouble:
                     await self._replace(layer, directory, unpacked)
@@ -123,13 +126,19 @@ class Verifier:
 
     async def _documents(self, image: ImageRecord, pull: Pull) -> None:
         """Indexes above the manifest, which `fetch` does not come by."""
+        blobs = pull.artifact.blobs if pull.artifact is not None else ()
+        others = {image.id, image.manifest, *(blob.digest for blob in blobs)}
         for digest in image.documents:
-            if digest not in (image.id, image.manifest) and self._store.content.size(digest) is None:
+            if digest not in others and self._store.content.size(digest) is None:
                 await self._images.workers.document(digest, pull.registry)
 
-    async def _compared(self, layer: Layer, registry: Registry) -> tuple[Path, Unpacked, str]:
-        """The layer unpacked anew, and what is wrong with the one in place."""
-        directory, unpacked = await self._images.workers.unpacked(layer, registry)
+    async def _compared(self, layer: Layer, pull: Pull) -> tuple[Path, Unpacked, str]:
+        """The layer made anew, and what is wrong with the one in place."""
+        workers = self._images.workers
+        if pull.artifact is not None:
+            directory, unpacked = await workers.assembled(pull.artifact)
+        else:
+            directory, unpacked = await workers.unpacked(layer, pull.registry)
         try:
             below = [self._store.layers.path(chain_id) for chain_id in layer.below()]
             await in_thread(self._store.executor, partial(inherit, directory, unpacked.implied, below))
@@ -175,6 +184,13 @@ class Verifier:
         pull = self._images.subject(reference, registry)
         pull.digest = image.manifest
         return pull
+
+
+def directories(image: ImageRecord, pull: Pull) -> list[Layer]:
+    """The image's layers; for an artifact its one directory, in a layer's form."""
+    if pull.artifact is None:
+        return pull.layers
+    return [Layer(pull.artifact.config, image.id, image.id, None)]
 
 
 def blob_trouble(store: ImageStore, digest: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ from tare.images.registry import Registry, WrongBytes, check_digest
 from tare.images.store import ImageStore
 from tare.images.threads import Shared, Syncer, in_thread, together
 from tare.images.unpack import Limits, Unpacked
+
+log = logging.getLogger(__name__)
 
 UNPACKING = 8  # layers unpacked at one time, of all pulls together
 
@@ -114,14 +117,13 @@ class Workers:
             await self._layers.run(digest, partial(self._artifact, digest, manifest, registry, slots), Unauthorized)
 
     async def _artifact(self, digest: str, manifest: Manifest, registry: Registry, slots: asyncio.Semaphore) -> None:
-        store, files = self.store, names(manifest.layers)
-        directory = store.layers.new_directory()
-        listed = [(path, blob.digest, store.content.path(blob.digest)) for path, blob in files.items()]
+        store, blobs = self.store, {blob.digest: blob for blob in manifest.blobs}
+        names(manifest.layers)  # titles that cannot be are refused before anything comes
         while True:
             stored = set(store.content.sizes())
-            await together(self.blob(blob, registry, slots) for blob in {b.digest: b for b in files.values()}.values())
+            await together(self.blob(blob, registry, slots) for blob in blobs.values())
             try:
-                made = await in_thread(self._unpackers, partial(assemble, directory, listed))
+                directory, made = await self.assembled(manifest)
                 break
             except DamagedBlob as error:
                 if error.digest not in stored:
@@ -134,6 +136,12 @@ class Workers:
             await in_thread(store.executor, partial(shutil.rmtree, directory, ignore_errors=True))
             raise
         store.layers.record(LayerRecord(chain_id=digest, diff_id=digest, parent="", size=made.size, inodes=made.inodes))
+
+    async def assembled(self, manifest: Manifest) -> tuple[Path, Unpacked]:
+        """An artifact made of the store's blobs in a directory of its own, which is the caller's to remove. Raises DamagedBlob, OSError."""
+        directory, store = self.store.layers.new_directory(), self.store
+        listed = [(path, blob.digest, store.content.path(blob.digest)) for path, blob in names(manifest.layers).items()]
+        return directory, await in_thread(self._unpackers, partial(assemble, directory, listed))
 
     async def blob(self, blob: Descriptor, registry: Registry, slots: asyncio.Semaphore) -> None:
         """A blob in the content store, from other hosts where one sends wrong bytes."""
@@ -151,9 +159,12 @@ class Workers:
 
     def space(self, layers: Iterable[Layer]) -> int:
         """About how many bytes it takes to bring these layers: what is missing of their blobs, and no less than so much again unpacked."""
-        missing = [layer.blob for layer in layers if self.store.layers.get(layer.chain_id) is None]
-        blobs = {blob.digest: blob.size for blob in missing if self.store.content.size(blob.digest) is None}
-        return sum(blob.size for blob in missing) + sum(blobs.values())
+        lacking = [layer.blob for layer in layers if self.store.layers.get(layer.chain_id) is None]
+        return sum(blob.size for blob in lacking) + self.missing(lacking)
+
+    def missing(self, blobs: Iterable[Descriptor]) -> int:
+        """How many bytes of blobs are not in the store."""
+        return sum({blob.digest: blob.size for blob in blobs if self.store.content.size(blob.digest) is None}.values())
 
     def progress(self, layer: Layer) -> tuple[int, str]:
         """How many bytes of a layer's blob are here, and whether it is "waiting", "downloading", "unpacking" or "done"."""
@@ -165,6 +176,13 @@ class Workers:
         if written is not None or self.store.content.size(layer.blob.digest) is not None:
             return size, "unpacking" if layer.chain_id in self._layers.running() else "waiting"
         return 0, "waiting"
+
+    def coming(self, blob: Descriptor) -> tuple[int, str]:
+        """As `progress`, of a blob that is not unpacked: an artifact's."""
+        if self.store.content.size(blob.digest) is not None:
+            return blob.size, "done"
+        written = self._downloads.progress(blob.digest)
+        return (0, "waiting") if written is None else (written, "downloading")
 
     async def layer(self, layer: Layer, registry: Registry, slots: asyncio.Semaphore) -> None:
         """A layer, and those below it, in place. `slots` bounds how many layers this pull has coming at one time. Raises PullError, OSError."""
@@ -185,6 +203,7 @@ class Workers:
         except BaseException:
             await in_thread(store.executor, partial(shutil.rmtree, directory, ignore_errors=True))
             raise
+        log.info("layer %s: unpacked, %d bytes from a blob of %d", layer.chain_id, unpacked.size, layer.blob.size)
         store.layers.record(
             LayerRecord(
                 chain_id=layer.chain_id,

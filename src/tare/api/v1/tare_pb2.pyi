@@ -6,6 +6,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class RenewRequest(_message.Message):
+    __slots__ = ("container_id", "image", "timeout")
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    image: str
+    timeout: int
+    def __init__(self, container_id: _Optional[str] = ..., image: _Optional[str] = ..., timeout: _Optional[int] = ...) -> None: ...
+
+class RenewReply(_message.Message):
+    __slots__ = ("container_id", "trouble")
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    trouble: str
+    def __init__(self, container_id: _Optional[str] = ..., trouble: _Optional[str] = ...) -> None: ...
+
 class Credentials(_message.Message):
     __slots__ = ("server_address", "username", "password", "identity_token", "registry_token")
     SERVER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -29,14 +47,18 @@ class PullRequest(_message.Message):
     def __init__(self, image: _Optional[str] = ..., auth: _Optional[_Union[Credentials, _Mapping]] = ...) -> None: ...
 
 class PushRequest(_message.Message):
-    __slots__ = ("image", "target", "auth")
+    __slots__ = ("image", "target", "auth", "whole", "origin_auth")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     AUTH_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_AUTH_FIELD_NUMBER: _ClassVar[int]
     image: str
     target: str
     auth: Credentials
-    def __init__(self, image: _Optional[str] = ..., target: _Optional[str] = ..., auth: _Optional[_Union[Credentials, _Mapping]] = ...) -> None: ...
+    whole: bool
+    origin_auth: Credentials
+    def __init__(self, image: _Optional[str] = ..., target: _Optional[str] = ..., auth: _Optional[_Union[Credentials, _Mapping]] = ..., whole: _Optional[bool] = ..., origin_auth: _Optional[_Union[Credentials, _Mapping]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("blob", "done", "total", "state", "image_id", "digest")

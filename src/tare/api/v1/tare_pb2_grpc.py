@@ -492,3 +492,79 @@ class Images:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ContainersStub:
+    """What CRI has no call for about containers.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Renew = channel.unary_unary(
+                '/tare.v1.Containers/Renew',
+                request_serializer=tare_dot_api_dot_v1_dot_tare__pb2.RenewRequest.SerializeToString,
+                response_deserializer=tare_dot_api_dot_v1_dot_tare__pb2.RenewReply.FromString,
+                _registered_method=True)
+
+
+class ContainersServicer:
+    """What CRI has no call for about containers.
+    """
+
+    def Renew(self, request, context):
+        """Make a running container anew from another image, with all else as it was, in the same pod.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ContainersServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=tare_dot_api_dot_v1_dot_tare__pb2.RenewRequest.FromString,
+                    response_serializer=tare_dot_api_dot_v1_dot_tare__pb2.RenewReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'tare.v1.Containers', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('tare.v1.Containers', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Containers:
+    """What CRI has no call for about containers.
+    """
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tare.v1.Containers/Renew',
+            tare_dot_api_dot_v1_dot_tare__pb2.RenewRequest.SerializeToString,
+            tare_dot_api_dot_v1_dot_tare__pb2.RenewReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
