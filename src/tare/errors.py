@@ -6,7 +6,9 @@ Errors that only one module raises are defined there, as subclasses of these. No
 
 from __future__ import annotations
 
-from typing import ClassVar
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 
 class TareError(Exception):

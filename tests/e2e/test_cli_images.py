@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,7 @@ from tests.support.images import make_image
 from tests.support.registry import Registry
 
 pytestmark = pytest.mark.root
+PROGRESS = re.compile(rb"(pulling|pushing) \S+: [0-9a-f]{13} (done|there|mounted) \([0-9.]+[kM]?B\)\n")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Cli:
 
     def ok(self, *arguments: str, data: bytes | None = None) -> str:
         result = self(*arguments, data=data)
-        assert (result.returncode, result.stderr) == (0, b"")
+        told = b"".join(line for line in result.stderr.splitlines(True) if not PROGRESS.fullmatch(line))
+        assert (result.returncode, told) == (0, b"")
         return result.stdout.decode()
 
     def name(self, path: str) -> str:
@@ -50,7 +54,9 @@ def cli() -> Iterator[Cli]:
         settings = f'[images]\nauth_file = "{base}/docker/config.json"\npinned = ["*/pinned:*"]\n'
         with (
             Registry(base / "registry", users={"ann": "secret"}) as registry,
-            Daemon(base / "tare", settings=settings) as daemon,
+            Daemon(
+                base / "tare", settings=settings, environment={"PATH": f"{base}/bin:{os.environ['PATH']}"}
+            ) as daemon,
         ):
             (base / "docker").mkdir()
             auth = base64.b64encode(b"ann:secret").decode()
@@ -62,8 +68,9 @@ def cli() -> Iterator[Cli]:
 
 
 def test_pull_tag_push_history(cli: Cli) -> None:
-    image_id = cli.ok("pull", cli.name("cli/i1:1")).strip()
-    assert image_id.startswith("sha256:")
+    pulled = cli("pull", cli.name("cli/i1:1"))
+    image_id = pulled.stdout.decode().strip()
+    assert image_id.startswith("sha256:") and PROGRESS.fullmatch(pulled.stderr) and b" done (" in pulled.stderr
     assert cli.ok("tag", image_id[7:20], cli.name("cli/pinned:2")).strip() == cli.name("cli/pinned:2")
     assert cli.ok("push", cli.name("cli/pinned:2")).startswith("sha256:")
     assert cli.ok("pull", cli.name("cli/pinned:2")).strip() == image_id
@@ -139,4 +146,58 @@ def test_the_daemons_own_auth_file_serves_pulls_without_credentials(cli: Cli) ->
         (cli.base / "docker/daemon.json").rename(cli.base / "docker/config.json")
     environment = {**os.environ, "TARE_SOCKET": str(cli.daemon.socket), "DOCKER_CONFIG": "/nowhere"}
     command = [sys.executable, "-m", "tare.cli.main", "pull", cli.name("cli/i2:1")]
-    assert subprocess.run(command, env=environment, capture_output=True, timeout=60, check=True).stderr == b""
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=60, check=True).stdout
+
+
+def test_the_daemons_auth_file_may_name_a_helper(cli: Cli) -> None:
+    (cli.base / "bin").mkdir()
+    program = cli.base / "bin/docker-credential-site"
+    kept = (cli.base / "docker/config.json").read_text()
+    (cli.base / "docker/config.json").write_text(json.dumps({"credHelpers": {cli.registry.url: "site"}}))
+    environment = {**os.environ, "TARE_SOCKET": str(cli.daemon.socket), "DOCKER_CONFIG": "/nowhere"}
+
+    def pull() -> tuple[int, str]:
+        command = [sys.executable, "-m", "tare.cli.main", "pull", cli.name("cli/i1:1")]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        return result.returncode, result.stderr
+
+    def helper(script: str) -> None:
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+
+    try:
+        code, said = pull()
+        assert code == 1 and "ask docker-credential-site for credentials: it is not in the daemon's PATH" in said
+        helper(f'read server; [ "$server" = {cli.registry.url} ] && echo \'{{"Username":"ann","Secret":"secret"}}\'')
+        assert pull()[0] == 0
+        helper("echo secret; echo secret >&2; exit 3")
+        code, said = pull()
+        assert code == 1 and "docker-credential-site" in said and "code 3" in said and "secret" not in said
+        helper("echo credentials not found in native keychain; exit 1")
+        assert "none were given" in pull()[1]
+    finally:
+        (cli.base / "docker/config.json").write_text(kept)
+
+
+def test_bars_on_a_terminal(cli: Cli) -> None:
+    cli("rmi", cli.name("cli/i1:1"))
+
+    def on_terminal(*arguments: str) -> str:
+        environment = {**os.environ, "TARE_SOCKET": str(cli.daemon.socket), "DOCKER_CONFIG": str(cli.base / "docker")}
+        command = shlex.join([sys.executable, "-m", "tare.cli.main", *arguments])
+        typed = ["script", "-qec", f"stty cols 100 rows 30; exec {command}", "/dev/null"]
+        shown = subprocess.run(
+            typed,
+            env={**environment, "TERM": "xterm"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=60,
+            check=True,
+        )
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.stdout.decode())
+
+    name = cli.name("cli/i1:1")
+    pulled = on_terminal("pull", name)
+    assert pulled.startswith(f"pulling {name}") and re.search(r"[0-9a-f]{13} done +━+ +\d+/\d+ bytes", pulled)
+    pushed = on_terminal("push", name)
+    assert pushed.startswith(f"pushing {name}") and re.search(r"[0-9a-f]{13} there +━+ +\d+/\d+ bytes +\r?\n", pushed)

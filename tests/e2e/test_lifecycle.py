@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -50,7 +51,8 @@ def test_a_container_from_first_to_last(node: Node) -> None:
     status = node.wait(container)
     assert (status.exit_code, status.reason, status.message) == (3, "Error", "")
     assert status.created_at < status.started_at < status.finished_at
-    assert status.image_ref == status.image_id == node.pull()
+    assert status.image_id == node.pull() and status.image.image == node.image
+    assert status.image_ref.startswith(node.image.rpartition(":")[0] + "@sha256:")
     assert sorted(node.log(container)) == ["err", "out"]
     assert re.fullmatch("[0-9a-f]{64}", container) and re.fullmatch("[0-9a-f]{64}", pod)
     assert cgroups_named(container) == []
@@ -247,6 +249,21 @@ def test_an_oom_kill_is_called_one(node: Node) -> None:
     status = node.wait(node.start(node.create(pod, config)))
     assert (status.exit_code, status.reason) == (137, "OOMKilled")
     assert status.resources.linux.memory_limit_in_bytes == 32 * MIB
+
+
+def test_a_limit_that_is_not_applied_is_told_and_the_node_is_ready(node: Node) -> None:
+    pages = [pb.HugepageLimit(page_size="1KB", limit=1 << 20)]
+    config = node.container_config("main", "true", resources=pb.LinuxContainerResources(hugepage_limits=pages))
+    assert node.wait(node.start(node.create(node.run_pod("pages"), config))).exit_code == 0
+    client = node.daemon.client
+    answer = client.call(client.runtime.Status, pb.StatusRequest(verbose=True))
+    conditions = {condition.type: condition for condition in answer.status.conditions}
+    assert conditions["RuntimeReady"].status and conditions["NetworkReady"].status
+    limits = conditions["CgroupControllersReady"]
+    assert (limits.status, limits.reason) == (False, "ControllersMissing")
+    assert re.search(r"lack .*hugetlb.*: limits on that are not applied", limits.message)
+    [info] = answer.info.values()
+    assert "hugetlb" in str(json.loads(info)["skippedLimits"])
 
 
 def test_a_pod_whose_pid_namespace_ends_is_not_ready(node: Node) -> None:

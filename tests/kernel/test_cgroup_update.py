@@ -7,13 +7,15 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tare.cgroups import bpf, devices
+from tare.cgroups import bpf, devices, freezing
 from tare.cgroups.layout import detect
 from tare.cgroups.manager import Cgroup, CgroupManager
 from tare.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
@@ -37,7 +39,7 @@ def _groups() -> Iterator[CgroupManager]:
 def _leaf(groups: CgroupManager) -> Iterator[str]:
     """A container's path in a pod's group, and the end of both."""
     pod = f"/tare-update-{os.getpid()}-{next(NUMBERS)}"
-    groups.make_parent(pod)
+    groups.make_parent_now(pod)
     yield f"{pod}/a"
     asyncio.run(groups.kill(f"{pod}/a"))
     asyncio.run(groups.remove(f"{pod}/a"))
@@ -188,7 +190,7 @@ def test_v1_memory_extras(groups: CgroupManager, leaf: str) -> None:
     assert files(groups, leaf, "memory.oom_control")["memory.oom_control"].startswith("oom_kill_disable 1")
     groups.update_now(leaf, {"memory": {"disableOOMKiller": False}})
     assert files(groups, leaf, "memory.oom_control")["memory.oom_control"].startswith("oom_kill_disable 0")
-    assert group.skipped == ()
+    assert group.skipped == ("memory.kmem.limit_in_bytes",)
 
 
 GLUTTON = """
@@ -342,12 +344,37 @@ def test_what_does_not_stop_in_time_is_thawed_again(groups: CgroupManager, leaf:
         say(process, b"?")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("tare.cgroups.freezing.is_frozen", lambda _tree, _place: False)
-            patch.setattr("tare.cgroups.freezing.announced", lambda *_, **__: asyncio.sleep(60))
+            patch.setattr("tare.cgroups.freezing.announced", lambda *_, **__: False)
             with pytest.raises(DeadlineExceeded, match="it is thawed again"):
                 asyncio.run(groups.freeze(leaf, timeout=0.15))
         assert not groups.frozen(leaf) and say(process, b"?")
     finally:
         end(process)
+
+
+def test_freezing_that_is_given_up_leaves_nothing_frozen(
+    groups: CgroupManager, leaf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups.create(leaf, {})
+    begun, go_on = threading.Event(), threading.Event()
+    reached = freezing.reached
+
+    def slowly(*arguments: Any, frozen: bool) -> bool:
+        begun.set()
+        return go_on.wait(20) and reached(*arguments, frozen=frozen)
+
+    async def body() -> None:
+        work = asyncio.ensure_future(groups.freeze(leaf))
+        await asyncio.to_thread(begun.wait, 20)
+        work.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+
+    monkeypatch.setattr(freezing, "reached", slowly)
+    asyncio.run(body())
+    assert not groups.frozen(leaf)
 
 
 def test_thawing_under_a_frozen_parent_says_so(groups: CgroupManager, leaf: str) -> None:
@@ -415,3 +442,12 @@ def test_there_is_nothing_to_freeze(groups: CgroupManager) -> None:
             asyncio.run(call("/tare-update-absent/a"))
     with pytest.raises(NotFound):
         groups.frozen("/tare-update-absent/a")
+
+
+def test_a_limit_on_sockets_memory_is_named_where_there_is_none(groups: CgroupManager, leaf: str) -> None:
+    file = "memory.kmem.tcp.limit_in_bytes"
+    group = groups.create(leaf, {"memory": {"kernelTCP": 1 << 30}})
+    assert group.skipped == (() if FIRST else (file,))
+    if FIRST:
+        assert files(groups, leaf, file) == {file: str(1 << 30)}
+    assert asyncio.run(groups.update(leaf, {"memory": {"kernelTCP": 1 << 29}})) == group.skipped

@@ -38,7 +38,7 @@ def _groups() -> Iterator[CgroupManager]:
 def _pod(groups: CgroupManager) -> Iterator[str]:
     """A pod's group, and the end of all in it."""
     path = f"/tare-test-{os.getpid()}-{next(NUMBERS)}"
-    groups.make_parent(path)
+    groups.make_parent_now(path)
     yield path
     for leaf in ("a", "b"):
         asyncio.run(groups.kill(f"{path}/{leaf}"))
@@ -263,7 +263,7 @@ def test_a_strangers_pod_group_is_neither_completed_nor_removed(groups: CgroupMa
     stranger = Path(tree.directory + path)
     stranger.mkdir()
     try:
-        assert groups.make_parent(path) is False
+        assert groups.make_parent_now(path) is False
         group = groups.create(f"{path}/a", {"pids": {"limit": 9}})
         assert (stranger / "a").is_dir()
         assert [other for other in groups.hierarchies if Path(other.directory + path).exists()] == [tree]
@@ -344,7 +344,7 @@ def test_the_unified_tree_by_itself_is_v2(tmp_path: Path) -> None:
     path = f"/tare-test-{os.getpid()}-{next(NUMBERS)}"
     try:
         assert groups.layout == "v2"
-        assert groups.make_parent(path) is True
+        assert groups.make_parent_now(path) is True
         wanted = {"hugepageLimits": [{"pageSize": "2MB", "limit": 0}], "memory": {"limit": 1 << 20}}
         group = groups.create(f"{path}/a", {**wanted, "devices": resources(Resources())["devices"]})
         assert ("memory" in group.skipped) is ("memory" not in groups.controllers)

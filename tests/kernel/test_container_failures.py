@@ -127,15 +127,13 @@ def test_setup_that_fails(tmp_path: Path) -> None:
         entered = await failure(launch, SLEEP, linux=no_namespace)
         assert (entered.step, entered.errno) == ("enter network namespace", 22)
         pid = await failure(launch, SLEEP, linux={"namespaces": namespaces(pid=tmp_path / "none")})
-        assert (pid.step, pid.errno) == ("join pid namespace", 2)
+        assert (pid.step, pid.errno) == (f"open pid namespace {tmp_path}/none", 2)
         device = {"path": "/dev/zero/x", "type": "c", "major": 1, "minor": 3}
         assert (await failure(launch, SLEEP, linux={"devices": [device]})).step == "make /dev/zero/x"
         user = await failure(launch, SLEEP, user={"uid": 1 << 31, "gid": 1 << 33})
         assert user.step == f"become user {1 << 31}:{1 << 33}"
-        limit = [{"type": "RLIMIT_NOFILE", "soft": 20, "hard": 10}]
-        assert (await failure(launch, SLEEP, rlimits=limit)).step == "set RLIMIT_NOFILE"
-        ambient = {kind: ["CAP_KILL"] for kind in ("bounding", "ambient")}
-        assert (await failure(launch, SLEEP, capabilities=ambient)).step == "set capabilities"
+        late = await failure(launch, SLEEP, scheduler={"policy": "SCHED_ISO"})
+        assert (late.step, late.errno) == ("set the scheduler", 22)
         # After all that the launcher is the same and serves.
         assert (await launch.run(["true"])).code == 0
 
@@ -182,7 +180,8 @@ def test_what_is_wrong_with_the_request_makes_nothing(tmp_path: Path) -> None:
     async def body(launch: Launch) -> None:
         wrong: list[dict[str, Any]] = [
             {"env": ["A\0"]},
-            {"capabilities": {"bounding": ["CAP_X"]}},
+            {"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 20, "hard": 10}]},
+            {"hooks": {"poststop": [{"path": "relative"}]}},
             {"linux": {"namespaces": []}},
             {"args": ["sh", "x" * (20 << 20)]},
         ]

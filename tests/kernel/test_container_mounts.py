@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from tare.cgroups.layout import detect
 from tare.handlers import compile as compiler
-from tare.handlers.builtin import StartFailed
+from tare.handlers.builtin import Hierarchies, StartFailed
 from tare.launch import linux
 from tests.support.launch import MASKED, READONLY, Box, Launch, bind, in_launch, line, standard_mounts, until
 from tests.support.mounts import MountLine, mount_table, mounted_tmpfs, mounts_below
@@ -48,6 +49,24 @@ def test_the_file_systems_of_a_container(tmp_path: Path) -> None:
         # Nothing of the node is left: no mount above ours, and nothing that would tell the node of mounts made here.
         assert all(not entry.propagation for entry in found.values())
         assert not mounts_below(launch.run_directory)
+
+    in_launch(tmp_path, body)
+
+
+def test_controllers_that_share_a_hierarchy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As /sys/fs/cgroup/cpu,cpuacct on many nodes: programs look for /sys/fs/cgroup/cpu."""
+    tree = next((tree for tree in detect().hierarchies if tree.version == 1), None)
+    if tree is None:
+        return
+    setting = tree.options.split(",")
+    shared = Hierarchies(v1=((f"{setting[0]},other", tuple(setting)),))
+    monkeypatch.setattr(Launch, "hierarchies", lambda _: shared)
+
+    async def body(launch: Launch) -> None:
+        script = f"cd /sys/fs/cgroup; readlink {setting[0]}; ls; grep -c . {setting[0]}/cgroup.procs; rm {setting[0]}"
+        result = await launch.run(["sh", "-c", script])
+        assert result.out.split()[:3] == [f"{setting[0]},other", setting[0], f"{setting[0]},other"]
+        assert int(result.out.split()[3]) > 0 and "Read-only" in result.err
 
     in_launch(tmp_path, body)
 
@@ -176,8 +195,9 @@ def by_mount(patch: pytest.MonkeyPatch) -> None:
 
     def old(*arguments: Any) -> compiler.Compiled:
         result = compile_container(*arguments)
-        steps = result.plan["steps"]
-        result.plan["steps"] = [("old_overlay", *step[1:]) if step[0] == "overlay" else step for step in steps]
+        for part in {"before", "steps"} & set(result.plan):
+            steps = result.plan[part]
+            result.plan[part] = [("old_overlay", *step[1:]) if step[0] == "overlay" else step for step in steps]
         return result
 
     patch.setattr(compiler, "container", old)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from pathlib import Path
 
@@ -200,12 +201,15 @@ def test_nothing_piles_up(tmp_path: Path) -> None:
         await round_of(20)
         await settled(launch, 1)
         before = [descriptors(pid) for pid in pids]
-        size = private(pids[1])
-        await round_of(120)
-        await settled(launch, 1)
+        sizes = [private(pids[1])]
+        for _ in range(3):
+            await round_of(40)
+            await settled(launch, 1)
+            sizes.append(private(pids[1]))
         assert [descriptors(pid) for pid in pids] == before
         assert not list((launch.run_directory / "exits").iterdir())
-        assert private(pids[1]) - size < 300, "kB in 120 execs"
+        # An allocator takes a new arena once in a while; what leaks does so in each round.
+        assert min(after - size for size, after in itertools.pairwise(sizes)) < 100, f"kB after 40 execs each: {sizes}"
 
     in_launch(tmp_path, body)
 

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 
 from tare.handlers.compile import Filter
-from tests.support.launch import Box, Launch, bind, in_launch, line, namespaces, readable
+from tests.support.launch import (
+    Box,
+    Launch,
+    bind,
+    in_launch,
+    line,
+    namespaces,
+    readable,
+    standard_mounts,
+    user_namespace,
+)
 from tests.support.mounts import mounted_tmpfs
 from tests.support.trace import Call, Trace, parse
 
@@ -86,6 +96,7 @@ def container_order(tmp_path: Path, check: Callable[[Order, Launch, Box], None],
                 cwd="/work/here",
                 user={"uid": 5, "gid": 6, "additionalGids": [7]},
                 rlimits=[{"type": "RLIMIT_NOFILE", "soft": 10, "hard": 20}],
+                oomScoreAdj=0,
                 **changes,
             )
             assert await line(box) == "up"
@@ -238,9 +249,14 @@ def test_the_order_of_an_exec(tmp_path: Path) -> None:
         [helper] = [pid for pid, found in calls.items() if any(call.name == "setns" for call in found)]
         names = [call.name for call in calls[helper]]
         texts = [str(call) for call in calls[helper]]
+        joins = [i for i, text in enumerate(texts) if text.startswith("openat") and "cgroup.procs" in text]
+        # v2's group is the clone's.
+        assert len(joins) == sum(
+            box.cgroup.directory_v2 is None or box.cgroup.directory_v2 not in join for join in box.cgroup.join
+        )
         places = [
             next(i for i, text in enumerate(texts) if "PR_SET_DUMPABLE" in text),
-            next(i for i, text in enumerate(texts) if text.startswith("openat") and "cgroup.procs" in text),
+            *joins,
             names.index("setns"),
             names.index("clone3"),
             names.index("sendmsg"),
@@ -266,6 +282,88 @@ def test_the_order_of_an_exec(tmp_path: Path) -> None:
         assert order.paths(-1, len(order.calls) - 1) == ["/tmp"]
 
     in_launch(tmp_path, body, cgroups=True)
+
+
+def test_the_order_with_a_user_namespace(tmp_path: Path) -> None:
+    """What takes the node's privileges is done in between, in a mount namespace of its own; then the user namespace is entered, then
+    the time is set, then the child is made. That joins its cgroups while it has the node's root's ID, and only then becomes root inside.
+    """
+    (tmp_path / "data").mkdir()
+
+    async def body(launch: Launch) -> None:
+        pod = await launch.pod("net", "ipc", "uts")
+        joined = user_namespace(network=pod.pins["net"], ipc=pod.pins["ipc"])
+        joined["namespaces"].append({"type": "time"})
+        joined["timeOffsets"] = {"boottime": {"secs": 5}}
+        mounts = [*standard_mounts()[:3], bind("/data", tmp_path / "data", "ro", "idmap", "rprivate")]
+        async with Trace(launch.pid_of("launcher"), tmp_path / "trace") as trace:
+            spec = launch.spec(SPEAK, linux=joined, user={"uid": 5, "gid": 6}, hostname="x") | {"mounts": mounts}
+            identity, overlay, ends = launch.place()
+            cgroup = launch.cgroup(identity)
+            made = await launch.handler.start(identity, spec, overlay=overlay, cgroup=cgroup)
+            launch.processes[made] = None
+            await readable(ends["stdout"])
+        calls = trace.calls()
+        between = next(found for found in calls.values() if any("CLONE_PARENT" in str(call) for call in found))
+        texts = [str(call) for call in between]
+
+        def first(*words: str) -> int:
+            return next(i for i, text in enumerate(texts) if all(word in text for word in words))
+
+        places = [
+            first("PR_SET_DUMPABLE"),
+            first("clone3", "CLONE_NEWUSER"),
+            first("openat", "/uid_map"),
+            first("openat", "/gid_map"),
+            first("openat", "/ns/user"),
+            first("openat", "pods/p0/net"),
+            first("openat", "stdout"),
+            first("fchown", "100005"),
+            first("unshare", "CLONE_NEWNS"),
+            first("open_tree", str(tmp_path / "data")),
+            first("mount_setattr", "MOUNT_ATTR_IDMAP"),
+            first("mount_setattr", "MOUNT_ATTR_RDONLY"),
+            first("mount_setattr", "MS_SLAVE"),
+            first("fsopen", '"tmpfs"'),
+            first("mknodat", '"d0"'),
+            first("fsopen", '"overlay"'),
+            first("setns", "CLONE_NEWNET"),
+            first("setns", "CLONE_NEWIPC"),
+            first("setns", "CLONE_NEWUSER"),
+            first("unshare", "CLONE_NEWTIME"),
+            first("openat", "timens_offsets"),
+            first("clone3", "CLONE_PARENT"),
+        ]
+        assert places == sorted(set(places)), [texts[place] for place in places]
+        entered = first("setns", "CLONE_NEWUSER")
+        assert not [text for text in texts[entered:] if text.startswith(("mount", "fs", "move_mount", "open_tree"))]
+        order = Order(calls[made.pid])
+        order.assert_order(
+            *(order.first("openat", path) for path in cgroup.join),
+            order.first("setresuid", "0, 0, 0"),
+            order.first("unshare", "CLONE_NEWCGROUP"),
+            order.first("sethostname"),
+            order.first("open_tree", 'AT_FDCWD, "3"', "OPEN_TREE_CLONE"),
+            order.first("move_mount", '"3"'),
+            order.first("fsopen", '"proc"'),
+            order.first("move_mount", "MOVE_MOUNT_T_EMPTY_PATH"),
+            order.first("pivot_root"),
+            order.first("umount2", '".", MNT_DETACH'),
+            order.last("recvmsg"),
+            order.first("setresuid", "5, 5, 5"),
+            len(order.calls) - 1,
+        )
+        # The child has nothing of the node's to open: its mounts are taken from where they lie, by their number.
+        pivot = order.first("pivot_root")
+        taken = [call.words[0] for call in order.calls[:pivot] if call.name == "open_tree" and call.words[0]]
+        assert all(not word.startswith("/") or word in cgroup_folders(cgroup.join) for word in taken), taken
+
+    in_launch(tmp_path, body, filter=ALLOW_ALL, cgroups=True)
+
+
+def cgroup_folders(join: tuple[str, ...]) -> set[str]:
+    """Where these cgroup.procs are."""
+    return {str(Path(path).parent) for path in join}
 
 
 def test_the_launcher_touches_no_path_of_a_pod(tmp_path: Path) -> None:

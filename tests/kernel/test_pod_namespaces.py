@@ -251,7 +251,7 @@ def test_a_pid_namespace_of_another_container(tmp_path: Path) -> None:
         end = await launch.wait(other.process)
         assert (end.code, end.signal) == (137, 9)
         gone = {"namespaces": namespaces(pid=f"/proc/{target.process.pid}/ns/pid")}
-        with pytest.raises(Exception, match="join pid namespace"):
+        with pytest.raises(Exception, match="open pid namespace"):
             await launch.start(SLEEP, linux=gone)
 
     in_launch(tmp_path, body)

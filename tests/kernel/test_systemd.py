@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jeepney import new_method_call
 
-from tare.cgroups import bpf
-from tare.cgroups.driver import SystemdDriver
+from tare.cgroups import bpf, systemd_sync
+from tare.cgroups.core import Groups
+from tare.cgroups.layout import detect
 from tare.cgroups.manager import CgroupManager
+from tare.cgroups.scopes import SystemdGroups
 from tare.cgroups.systemd import MANAGER, Systemd
 from tare.cgroups.units import INFINITY, Place, place, resource_properties, scope_properties, slice_properties
 from tare.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument, Unavailable
@@ -105,7 +110,7 @@ def test_systemd_keeps_every_limit_that_is_said_to_it(systemd: Instance) -> None
         "AllowedCPUs": b"\x01".ljust(8, b"\0"),
         "AllowedMemoryNodes": b"\x01".ljust(8, b"\0"),
         "TasksMax": 77,
-        "IOWeight": 500,
+        "IOWeight": 4950,
         "DevicePolicy": "strict",
     }
     first = {
@@ -134,6 +139,24 @@ def test_systemd_keeps_every_limit_that_is_said_to_it(systemd: Instance) -> None
 
     with systemd.process() as (pid, _):
         run(systemd, life)
+
+
+def test_what_heeds_no_signal_is_ended_at_once(systemd: Instance) -> None:
+    """As a process that waits at its barrier: systemd would wait for 90 seconds after its SIGTERM."""
+    where = scope("deaf")
+
+    async def life(manager: Systemd) -> None:
+        await manager.start(where.unit, scope_properties(where, "a container", [pid]))
+        await manager.end(where.unit)
+        await manager.end(where.unit)
+
+    deaf = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        with systemd.process() as (pid, process):
+            run(systemd, life, timeout=20)
+            assert process.wait(20) == 0
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, deaf)
 
 
 def test_a_pods_slice(systemd: Instance) -> None:
@@ -187,7 +210,7 @@ def test_refusals_are_in_systemds_own_words(systemd: Instance, call: Any, error:
         run(systemd, call)
 
 
-def kernel_file(groups: CgroupManager, path: str, first: str, second: str) -> str:
+def kernel_file(groups: Groups, path: str, first: str, second: str) -> str:
     """A limit's file, as either version names it."""
     name = second if groups.layout == "v2" else first
     tree = groups.found.tree_of(name.partition(".")[0])
@@ -214,70 +237,177 @@ def limits(groups: CgroupManager, path: str) -> tuple[str, str, str]:
     )
 
 
-def test_the_driver_keeps_kernel_and_systemd_together(systemd: Instance) -> None:
-    """Also when systemd is reloaded. A manager of the test's own has PIDs of its namespace: there nobody joins the other trees."""
+@contextmanager
+def scoped(systemd: Instance, manager: Systemd) -> Iterator[SystemdGroups]:
+    """The daemon's groups. A manager of the test's own has PIDs of its namespace: there nobody joins the other trees."""
+    with tempfile.TemporaryDirectory() as run, pytest.MonkeyPatch.context() as patch:
+        groups = SystemdGroups(manager, Path(run), above=systemd.group)
+        try:
+            if not systemd.node:
+                patch.setattr("tare.cgroups.driver.join", lambda _group, _pids: None)
+            yield groups
+        finally:
+            groups.close()
+
+
+def controllable(systemd: Instance) -> bool:
+    """A user's manager gives no controllers of v2 unless a system's gives them to it."""
+    return systemd.node or detect().kind != "v2"
+
+
+def test_kernel_and_systemd_are_kept_together(systemd: Instance) -> None:
+    """Also when systemd is reloaded."""
     where = scope("driven")
-    groups = CgroupManager()
-    devices = resources(Resources())["devices"]
-    wanted = {"pids": {"limit": 50}, "memory": {"limit": 64 << 20, "swap": 64 << 20}, "devices": devices}
-    swap = "0" if groups.layout == "v2" else str(64 << 20)
+    wanted = {
+        "pids": {"limit": 50},
+        "memory": {"limit": 64 << 20, "swap": 64 << 20},
+        "devices": resources(Resources())["devices"],
+    }
     path = f"{systemd.group}{where.path}"
-    if groups.layout == "v2" and not systemd.node:
-        # A user's manager gives no controllers unless a system's gives them to it.
-        groups.close()
+    if not controllable(systemd):
         return
 
     async def life(manager: Systemd) -> None:
-        driver = SystemdDriver(manager, groups)
-        try:
-            with pytest.MonkeyPatch.context() as patch:
-                if not systemd.node:
-                    patch.setattr("tare.cgroups.driver.join", lambda _group, _pids: None)
-                group = await driver.start(where, "a container", [pid], wanted)
-            assert group.path == path == group_of(process)
-            assert limits(groups, group.path) == ("50", str(64 << 20), swap)
-            await driver.update(where, group.path, {"pids": {"limit": 60}})
-            with pytest.raises(InvalidArgument):
-                await driver.update(where, group.path, {"pids": {"limit": 70}, "cpu": {"quota": 1}})
-            programs = device_programs(groups, group.path) if groups.layout == "v2" else set()
-            async with manager._call("reload") as link:
-                await link.call(new_method_call(MANAGER, "Reload"))
-            assert await manager.property(where.unit, "Scope", "TasksMax") == 60
-            assert limits(groups, group.path) == ("60", str(64 << 20), swap)
-            if groups.layout == "v2":
-                # systemd's own may be loaded anew; ours stays.
-                assert programs & device_programs(groups, group.path)
-        finally:
-            await driver.remove(where, path)
-        await driver.remove(where, path)
-        assert not groups.exists(path)
+        with scoped(systemd, manager) as groups:
+            swap = "0" if groups.layout == "v2" else str(64 << 20)
+            assert groups.prepare(path, wanted).join == () and not groups.exists(path)
+            place = groups.placing(path, wanted)
+            assert place is not None
+            try:
+                await place(pid)
+                assert group_of(process) == path
+                assert limits(groups, path) == ("50", str(64 << 20), swap)
+                await groups.update(path, {"pids": {"limit": 60}})
+                with pytest.raises(InvalidArgument):
+                    await groups.update(path, {"pids": {"limit": 70}, "cpu": {"quota": 1}})
+                programs = device_programs(groups, path) if groups.layout == "v2" else set()
+                async with manager._call("reload") as link:
+                    await link.call(new_method_call(MANAGER, "Reload"))
+                assert await manager.property(where.unit, "Scope", "TasksMax") == 60
+                assert limits(groups, path) == ("60", str(64 << 20), swap)
+                if groups.layout == "v2":
+                    # systemd's own may be loaded anew; ours stays.
+                    assert programs & device_programs(groups, path)
+            finally:
+                await groups.remove(path)
+            await groups.remove(path)
+            assert not groups.exists(path)
 
-    try:
-        with systemd.process() as (pid, process):
-            run(systemd, life)
-    finally:
-        groups.close()
+    with systemd.process() as (pid, process):
+        run(systemd, life)
 
 
 def test_a_scope_whose_limits_are_refused_is_gone_again(systemd: Instance) -> None:
     where = scope("refused")
-    groups = CgroupManager()
-    if groups.layout == "v2" and not systemd.node:
-        groups.close()
+    path = f"{systemd.group}{where.path}"
+    if not controllable(systemd):
         return
 
     async def life(manager: Systemd) -> None:
-        with pytest.raises(InvalidArgument, match=r"to '1( 100000)?'"):
-            await SystemdDriver(manager, groups).start(where, "a container", [pid], {"cpu": {"quota": 1}})
-        with pytest.raises(FailedPrecondition, match="not loaded"):
-            await manager.control_group(where.unit)
-        assert not groups.exists(f"{systemd.group}{where.path}")
+        with scoped(systemd, manager) as groups:
+            place = groups.placing(path, {"cpu": {"quota": 1}})
+            assert place is not None
+            with pytest.raises(InvalidArgument, match=r"to '1( 100000)?'"):
+                await place(pid)
+            with pytest.raises(FailedPrecondition, match="not loaded"):
+                await manager.control_group(where.unit)
+            assert not groups.exists(path)
 
-    try:
-        with systemd.process() as (pid, _):
-            run(systemd, life)
-    finally:
-        groups.close()
+    with systemd.process() as (pid, _):
+        run(systemd, life)
+
+
+def test_a_scope_that_was_left_is_taken_away_and_one_in_use_is_not(systemd: Instance) -> None:
+    """What is in it counts as its PIDs are in the node's namespace: elsewhere nobody is seen in it, and it is taken for left."""
+    where = scope("left")
+    path = f"{systemd.group}{where.path}"
+    if not controllable(systemd):
+        return
+
+    async def life(manager: Systemd) -> None:
+        with scoped(systemd, manager) as groups:
+            place = groups.placing(path, {})
+            assert place is not None
+            await place(first)
+            if systemd.node:
+                with pytest.raises(AlreadyExists):
+                    await place(second)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(groups, "processes", lambda _path: [])
+                await place(second)
+            assert group_of(two) == path and one.wait(20) == 0
+            await groups.remove(path)
+
+    with systemd.process() as (first, one), systemd.process() as (second, two):
+        run(systemd, life)
+
+
+def test_a_scope_that_is_made_elsewhere_is_refused(systemd: Instance) -> None:
+    """As by a systemd that takes a group for the root that is not."""
+    where = scope("elsewhere")
+    if not controllable(systemd):
+        return
+
+    async def life(manager: Systemd) -> None:
+        with scoped(systemd, manager) as groups:
+            groups._above = "/another"
+            place = groups.placing(f"/another{where.path}", {})
+            assert place is not None
+            with pytest.raises(FailedPrecondition, match=f"systemd has made it at {systemd.group}{where.path}"):
+                await place(pid)
+            with pytest.raises(FailedPrecondition, match="not loaded"):
+                await manager.control_group(where.unit)
+
+    with systemd.process() as (pid, _):
+        run(systemd, life)
+
+
+def test_a_pods_slice_is_made_where_there_is_none_and_kept_while_it_is_used(systemd: Instance) -> None:
+    if not controllable(systemd):
+        return
+
+    async def life(manager: Systemd) -> None:
+        with scoped(systemd, manager) as groups:
+            pod = groups.resolve_parent("", "/tare-pod7")
+            assert pod == f"{systemd.group}/tare.slice/tare-pod7.slice"
+            container = groups.container_path(pod, "abc")
+            assert container == f"{pod}/tare-abc.scope"
+            with pytest.raises(InvalidArgument, match="is no slice of systemd's"):
+                groups.resolve_parent("/kubepods/pod7", "/tare-pod7")
+            made = groups.missing_groups(pod)
+            assert await groups.make_parent(pod) is True
+            assert await groups.make_parent(pod) is False
+            place = groups.placing(container, {})
+            assert place is not None
+            await place(pid)
+            assert await groups.remove_parent(pod) is False
+            await groups.remove(container)
+            for group in made:
+                assert await groups.remove_parent(group) is True
+            assert await groups.remove_parent(pod) is True
+            assert not groups.exists(pod)
+
+    with systemd.process() as (pid, _):
+        run(systemd, life)
+
+
+def test_a_command_makes_changes_and_stops_a_scope(systemd: Instance) -> None:
+    """By the node's own systemd, which there may not be."""
+    if not systemd.node:
+        with pytest.raises(FailedPrecondition, match=r"kill unit tare-absent\.scope: no systemd is to be reached"):
+            systemd_sync.stop_scope("tare-absent.scope")
+        return
+    where = scope("command")
+    groups = Groups()
+    with systemd.process() as (pid, process):
+        group = systemd_sync.start_scope(groups, where, "a container", pid, {"pids": {"limit": 50}})
+        assert (group.path, group_of(process)) == (where.path, where.path)
+        assert systemd_sync.update_scope(groups, where.unit, group.path, {"pids": {"limit": 60}}) == ()
+        assert kernel_file(groups, group.path, "pids.max", "pids.max") == "60"
+        systemd_sync.stop_scope(where.unit)
+        systemd_sync.stop_scope(where.unit)
+        assert process.wait(20) == 0 and not groups.exists(where.path)
+    groups.close()
 
 
 def test_no_systemd(tmp_path: Path) -> None:

@@ -243,6 +243,62 @@ def test_times_of_directories_are_set_last(tmp_path: Path) -> None:
     assert [os.lstat(tmp_path / "l" / path).st_mtime for path in (".", "d", "d/e", "was")] == [50, 100, 200, 400]
 
 
+@pytest.mark.parametrize("mask", [0o022, 0])
+def test_nothing_is_inherited_from_a_setgid_directory(tmp_path: Path, mask: int) -> None:
+    """Neither its bit nor its group: not from one of the archive's, nor from the one that the layer is put in."""
+    above = tmp_path / "above"
+    above.mkdir()
+    os.chown(above, 0, 50)
+    above.chmod(0o2755)
+    with umask(mask):
+        apply(
+            above / "l",
+            ("top", File(b"", mode=0o644)),
+            ("d", Directory(mode=0o2775, gid=50, mtime=100)),
+            ("d/inner", Directory(mode=0o755)),
+            ("d/inner/file", File(b"", mode=0o600)),
+            ("d/file", File(b"", mode=0o644)),
+            ("d/link", Symlink("file")),
+            ("d/own", Directory(mode=0o2711, gid=7)),
+        )
+    found = {path: (node.mode, node.gid) for path, node in tree_of(above / "l").items() if node.kind != "l"}
+    assert found == {
+        ".": (0o755, 0) if mask else (0o777, 0),
+        "top": (0o644, 0),
+        "d": (0o2775, 50),
+        "d/inner": (0o755, 0),
+        "d/inner/file": (0o600, 0),
+        "d/file": (0o644, 0),
+        "d/own": (0o2711, 7),
+    }
+    assert os.lstat(above / "l/d/link").st_gid == 0 and os.lstat(above / "l/d").st_mtime == 100
+
+
+def test_a_directory_that_is_listed_again_is_as_it_is_listed_last(tmp_path: Path) -> None:
+    apply(
+        tmp_path / "l",
+        ("closed", Directory(mode=0o700, uid=1, gid=2)),
+        ("closed", Directory(mode=0o755)),
+        ("special", Directory(mode=0o2775, gid=3)),
+        ("special", Directory(mode=0o755)),
+        ("implied/x", File(b"")),
+        ("implied", Directory(mode=0o700)),
+        ("other", Directory(mode=0o2777)),
+        ("other", File(b"")),
+        ("other", Directory(mode=0o711)),
+    )
+    tree = tree_of(tmp_path / "l")
+    found = {
+        path: (tree[path].mode, tree[path].uid, tree[path].gid) for path in ("closed", "special", "implied", "other")
+    }
+    assert found == {
+        "closed": (0o755, 0, 0),
+        "special": (0o755, 0, 0),
+        "implied": (0o700, 0, 0),
+        "other": (0o711, 0, 0),
+    }
+
+
 def test_the_roots_own_entry(tmp_path: Path) -> None:
     unpacked = apply(tmp_path / "l", ("./", Directory(mode=0o750, uid=1, gid=2, xattrs={"user.r": b"1"})))
     seen = tree_of(tmp_path / "l")["."]

@@ -14,7 +14,7 @@ from tare.cgroups import devices
 from tare.cgroups.devices import Rule
 from tare.cgroups.resources import plan
 from tare.errors import InvalidArgument
-from tare.runtime.records import Capabilities, ContainerConfig, ContainerMetadata, ImageRef, Mount, NamespaceMode
+from tare.runtime.records import Capabilities, ContainerConfig, ContainerMetadata, ImageRef, Mount, NamespaceOptions
 from tare.runtime.seccomp_profile import check_profile
 from tare.runtime.signals import signal_number
 from tare.runtime.spec_mounts import mounts
@@ -92,7 +92,7 @@ def test_mounts_come_after_what_they_lie_in(paths: list[str], readonly: bool) ->
     container = ContainerConfig(metadata=ContainerMetadata(name="c"), image=ImageRef(image="i"), mounts=wanted)
     surroundings = PodSurroundings(pins={}, directory=Path("/p"), hostname="")
     try:
-        found = mounts(container, surroundings, NamespaceMode.POD)
+        found = mounts(container, surroundings, NamespaceOptions())
     except InvalidArgument:
         assert any(posixpath.normpath(path).strip("/") == "" for path in paths)
         return

@@ -25,9 +25,10 @@ from tare.images.service import ImageService
 from tare.images.transfers import Transfers
 from tare.images.transport import Patience
 from tests.support.image_service import files_of, image_service
-from tests.support.images import Layout, make_image
+from tests.support.images import OCI, Layout, make_image
 from tests.support.proxy import Fault, FaultProxy
 from tests.support.registry import Registry
+from tests.support.tokens import TokenServer
 
 pytestmark = pytest.mark.root
 ROOT = Path(__file__).parents[2]
@@ -260,10 +261,13 @@ def test_tags_move(registry: Registry, layout: Path, tmp_path: Path) -> None:
 
 
 async def pushed(
-    service: ImageService, name: str, target: str, auth: RegistryAuth | None = None
+    service: ImageService, name: str, target: str, auth: RegistryAuth | None = None, *, whole: bool = False
 ) -> tuple[str, list[str]]:
-    told = []
-    digest = await Transfers(service).push(name, target, auth, lambda blob, done, total, state: told.append(state))
+    """The digest, and what was told of blobs."""
+    told: list[str] = []
+    transfers = Transfers(service)
+    digest = await transfers.push(name, target, auth, lambda blob, done, total, state: told.append(state), whole=whole)
+    transfers.close()
     return digest, told
 
 
@@ -275,12 +279,96 @@ def test_a_push_sends_what_is_missing_and_keeps_the_digest(registry: Registry, l
         async with image_service(tmp_path / "one") as service:
             image = await service.pull(source, None)
             digest, told = await pushed(service, source, target)
-            assert [told.count("done"), told.count("there")] == [3, 0]
+            assert told == ["mounted"] * 3
             assert (await pushed(service, source, target))[1] == ["there"] * 3
             assert digest == image.manifest
+            with Registry(tmp_path / "other") as other:
+                digest, told = await pushed(service, source, f"{other.url}/archive/to:2")
+                assert (digest, told.count("done"), told.count("there")) == (image.manifest, 3, 0)
         async with image_service(tmp_path / "two") as service:
             again = await service.pull(target, None)
             assert (again.id, again.manifest) == (image.id, image.manifest)
+
+    asyncio.run(main())
+
+
+def test_a_push_of_a_whole_index(registry: Registry, empty_layout: Layout, tmp_path: Path) -> None:
+    platforms = [{"os": "linux", "architecture": name} for name in ("amd64", "s390x")]
+    images = [empty_layout.image([{"etc/x": p["architecture"]}], platform=p) for p in platforms]
+    statement = empty_layout.add_json({"_type": "https://in-toto.io/Statement/v0.1"})
+    config = empty_layout.add_json({"architecture": "unknown", "os": "unknown", "rootfs": {"type": "layers"}})
+    attestation = {
+        "schemaVersion": 2,
+        "mediaType": OCI + "manifest.v1+json",
+        "config": config.descriptor(OCI + "config.v1+json"),
+        "layers": [statement.descriptor("application/vnd.in-toto+json")],
+    }
+    unknown = {"os": "unknown", "architecture": "unknown"}
+    images.append(empty_layout.add_json(attestation).descriptor(OCI + "manifest.v1+json", platform=unknown))
+    index = empty_layout.index(images)
+    empty_layout.tag("latest", index)
+    registry.upload(empty_layout.directory, "archive/whole:1")
+    source, near = f"{registry.url}/archive/whole:1", f"{registry.url}/archive/near:2"
+
+    async def main() -> None:
+        with Registry(tmp_path / "other") as other:
+            far = f"{other.url}/archive/far:2"
+            async with image_service(tmp_path / "one") as service:
+                await service.pull(source, None)
+                before = files_of(tmp_path / "one")
+                digest, told = await pushed(service, source, near, whole=True)
+                assert (digest, set(told)) == (index["digest"], {"mounted"})
+                digest, told = await pushed(service, source, far, whole=True)
+                assert (digest, told.count("done")) == (index["digest"], 6)
+                assert files_of(tmp_path / "one") == before
+                assert (await pushed(service, source, f"{other.url}/archive/single:1"))[0] != index["digest"]
+            for name in (near, far):
+                listed = json.loads(run("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{name}"))
+                assert [entry["digest"] for entry in listed["manifests"]] == [image["digest"] for image in images]
+                run(
+                    "skopeo",
+                    "copy",
+                    "-q",
+                    "--all",
+                    "--src-tls-verify=false",
+                    f"docker://{name}",
+                    f"dir:{tmp_path}/{name[-5:-2]}",
+                )
+            await absent(far)
+
+    async def absent(far: str) -> None:
+        async with image_service(tmp_path / "two") as service:
+            (image,) = await Transfers(service).load(in_pieces(tmp_path / "x.tar"), None)
+            assert (await pushed(service, image.id, far, whole=True))[0] == image.manifest
+
+    run(
+        "skopeo",
+        "copy",
+        "-q",
+        f"oci:{empty_layout.directory}:latest",
+        f"oci-archive:{tmp_path}/x.tar:demo.example/app:2",
+    )
+    asyncio.run(main())
+
+
+def test_a_mount_that_is_not_allowed_becomes_an_upload(layout: Path, tmp_path: Path) -> None:
+    allowed = {"ann": {"mine/*"}, "bob": {"*"}}
+    users = {"ann": "secret", "bob": "word"}
+    ann, bob = (RegistryAuth(username=name, password=word) for name, word in users.items())
+
+    async def main() -> None:
+        with (
+            TokenServer(tmp_path / "tokens", users=users, allowed=allowed) as tokens,
+            Registry(tmp_path / "private", token=tokens.auth) as private,
+        ):
+            private.push(layout, "theirs/app:1", credentials="bob:word")
+            source = f"{private.url}/theirs/app:1"
+            async with image_service(tmp_path) as service:
+                await service.pull(source, bob)
+                _, told = await pushed(service, source, f"{private.url}/mine/app:1", ann)
+                assert told.count("done") == 3 and "mounted" not in told
+                _, told = await pushed(service, source, f"{private.url}/mine/more:1", bob)
+                assert told == ["mounted"] * 3
 
     asyncio.run(main())
 

@@ -1,4 +1,4 @@
-"""A pull that dies or fails at any of its steps: nothing of it stays, and what was there before does."""
+"""A pull that dies or fails at any of its steps: what was before stays, and of the pull nothing but, where it died, whole blobs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from tare.images import layers
 from tare.images.errors import PullError
 from tare.images.pull import PULL_IMAGE
+from tare.images.store import ImageStore
 from tare.state import failpoints
+from tare.storage import content
 from tests.support.image_service import files_of, image_service
 from tests.support.images import make_image
 from tests.support.registry import Registry
@@ -22,6 +26,7 @@ from tests.support.registry import Registry
 pytestmark = pytest.mark.root
 
 POINTS = [(step.name, when) for step in PULL_IMAGE.steps for when in ("before", "after")]
+BROUGHT = (("unpack", "after"), ("record", "before"))
 ROOT = Path(__file__).parents[2]
 
 PULL = """
@@ -64,7 +69,9 @@ def test_a_daemon_killed_in_a_pull(images: tuple[str, str], tmp_path: Path, step
                 assert names == [one, two]
             else:
                 assert names == [one]
-                assert files_of(tmp_path) == before
+                more = set(files_of(tmp_path)) - set(before)
+                assert set(before) <= set(files_of(tmp_path)) and len(more) == ((step, when) in BROUGHT)
+                assert all(name.startswith("blobs/") for name in more)
             image = await service.pull(two, None)
             assert (service.layer_paths(image)[0] / "two").read_text() == "2"
             assert (service.layer_paths(image)[1] / "base").read_text() == "b"
@@ -94,6 +101,45 @@ def test_a_step_that_fails(
             assert (await service.pull(two, None)).repo_tags == (two,)
 
     asyncio.run(main())
+
+
+def test_data_is_on_the_disk_before_the_record_that_names_it(
+    images: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def watched(owner: object, name: str, what: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*arguments: object) -> object:
+            seen.append(what)
+            return real(*arguments)
+
+        monkeypatch.setattr(owner, name, call)
+
+    watched(layers, "unpack", "unpack")
+    watched(layers, "sync_filesystem", "sync")
+    watched(layers.LayerStore, "place", "place")
+    watched(layers, "sync_directory", "sync name")
+    watched(layers.LayerStore, "record", "record layer")
+    watched(os, "fsync", "fsync")
+    watched(content, "sync_directory", "blob has its name")
+    watched(ImageStore, "add", "record image")
+
+    async def main() -> None:
+        async with image_service(tmp_path, parallel_layers=1) as service:
+            await service.pull(images[0], None)
+
+    asyncio.run(main())
+    blobs = [what for what in seen if what in ("fsync", "blob has its name")]
+    assert blobs.count("blob has its name") == 4 and seen[-1] == "record image"
+    assert [what for what, after in pairwise(blobs) if after == "blob has its name"] == ["fsync"] * 4
+    steps = [what for what in seen if what not in ("fsync", "blob has its name")]
+    for layer in (0, 1):
+        at = [
+            [n for n, what in enumerate(steps) if what == step][layer] for step in ("unpack", "place", "record layer")
+        ]
+        assert at == sorted(at) and "sync" in steps[at[0] : at[1]] and "sync name" in steps[at[1] : at[2]]
 
 
 def test_what_a_crash_leaves_on_the_disk_is_swept(images: tuple[str, str], tmp_path: Path) -> None:

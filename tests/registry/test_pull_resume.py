@@ -65,6 +65,62 @@ def test_a_killed_pull_goes_on_where_it_was(registry: Registry, big: tuple[str, 
         assert size <= proxy.sent <= size * 1.1 + 20_000
 
 
+def test_whole_blobs_of_a_killed_pull_are_not_fetched_again(
+    registry: Registry, noise: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = len(noise) // 2
+    layers = [{"one": noise[:half]}, {"two": noise[half:]}, {"last": noise * 2}]
+    layout = make_image(tmp_path / "layout", layers)
+    registry.push(layout, "resume/many:1")
+    *others, last = sorted((layout / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
+    size = sum(path.stat().st_size for path in (*others, last))
+
+    async def main(proxy: FaultProxy) -> None:
+        proxy.script = lambda _: None
+        async with image_service(tmp_path / "svc") as service:
+            assert len(list((tmp_path / "svc/root/blobs/sha256").iterdir())) == 2
+            await service.collect()
+            image = await service.pull(f"{proxy.url}/resume/many:1", None)
+            assert proxy.sent <= size * 1.1 + 20_000
+            await service.remove(image.id)
+            assert files_of(tmp_path / "svc") == []
+
+    async def give_up(proxy: FaultProxy) -> None:
+        proxy.script = lambda asked: Fault(status=404) if asked.is_blob else None
+        async with image_service(tmp_path / "svc") as service:
+            with pytest.raises(PullError):
+                await service.pull(f"{proxy.url}/resume/many:1", None)
+            tomorrow = time.time_ns() + 25 * 3600 * 10**9
+            monkeypatch.setattr(time, "time_ns", lambda: tomorrow)
+            await service.collect()
+            assert not any(name.startswith("blobs/") for name in files_of(tmp_path / "svc"))
+
+    with FaultProxy(registry.url) as proxy:
+        killed_before(proxy, tmp_path / "svc", "resume/many:1", last)
+        asyncio.run(main(proxy))
+        killed_before(proxy, tmp_path / "svc", "resume/many:1", last)
+        asyncio.run(give_up(proxy))
+
+
+def killed_before(proxy: FaultProxy, root: Path, name: str, last: Path) -> None:
+    """Pull until two layers' blobs are whole and half of the `last` is there, which stalls; then the process is killed."""
+    half = last.stat().st_size // 2
+    proxy.script = lambda asked: Fault(stall=half) if last.name in asked.path else None
+    process = subprocess.Popen([sys.executable, "-c", PULL, str(root), f"{proxy.url}/{name}"], cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            whole = [path for path in (root / "root/blobs/sha256").glob("*") if path.stat().st_size > 100_000]
+            coming = sum(path.stat().st_blocks * 512 for path in (root / "root/ingest").glob("partial.*"))
+            if len(whole) == 2 and coming > half - 600_000:
+                return
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_what_was_kept_of_a_blob_may_be_damaged(registry: Registry, big: tuple[str, int], tmp_path: Path) -> None:
     path, size = big
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.image_service import files_of, image_service
-from tests.support.images import File, Hardlink, Node, Symlink, make_image
+from tests.support.images import Blob, File, Hardlink, Node, Symlink, make_image
 from tests.support.registry import Registry
 
 pytestmark = pytest.mark.root
@@ -81,3 +81,25 @@ def test_room_is_made_by_removing_what_nobody_uses(registry: Registry, tmp_path:
             assert await service.make_room() == ()
 
     asyncio.run(later())
+
+
+def test_what_a_killed_pull_has_brought_gives_way_first(registry: Registry, layout: Path, tmp_path: Path) -> None:
+    registry.push(layout, "room/kept:1")
+    blob, name = Blob(b"brought by a pull that was killed"), f"{registry.url}/room/kept:1"
+
+    async def main() -> None:
+        async with image_service(tmp_path) as service:
+            image = await service.pull(name, None)
+            service.store.content.put(blob.digest, blob.data)
+            service.store.expect("killed", [blob.digest])
+        low: dict[str, Any] = {"gc_high": 0.0, "gc_low": 100.0}
+        async with image_service(tmp_path, **low) as service:
+            await service.collect()
+            assert service.store.content.size(blob.digest) == len(blob.data)
+            assert await service.make_room() == ()
+        async with image_service(tmp_path, gc_high=0.0, gc_low=0.0) as service:
+            assert await service.make_room() == ()  # the image is too young
+            assert service.store.content.size(blob.digest) is None
+            assert service.list() == [image]
+
+    asyncio.run(main())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from tare.cri.errors import pull_error
 from tare.images.errors import PullError, SignatureValidationFailed
 from tare.images.service import ImageService
+from tare.images.transfers import Transfers
 from tests.support.image_service import files_of, image_service
 from tests.support.images import Layout, make_image
 from tests.support.proxy import Asked, Fault, FaultProxy
@@ -236,3 +237,28 @@ def test_keys_of_every_kind_and_what_is_no_signature(registry: Registry, tmp_pat
                 await service.check_trust(await service.pull(name, None), name)
 
         asyncio.run(again(f"{registry.url}/team/{kind}", settings))
+
+
+def test_a_loaded_image_does_not_pass_around_the_policy(registry: Registry, layout: Path, tmp_path: Path) -> None:
+    name = f"{registry.url}/team/loaded:1"
+    digest = registry.push(layout, "team/loaded:1")
+    archive = tmp_path / "image.tar"
+    run("skopeo", "copy", "-q", f"oci:{layout}:latest", f"oci-archive:{archive}:{name}")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield archive.read_bytes()
+
+    async def main() -> None:
+        async with image_service(tmp_path, policy=policy(tmp_path, registry.url)) as service:
+            transfers = Transfers(service)
+            (image,) = await transfers.load(pieces(), None)
+            assert image.repo_tags == (name,)
+            for asked in (name, image.id):
+                with pytest.raises(SignatureValidationFailed, match="there is no signature"):
+                    await service.check_trust(image, asked)
+            upload_signature(registry, "team/loaded", digest, KEY, tmp_path / "signature")
+            assert (await service.pull(name, None)).id == image.id
+            await service.check_trust(image, name)
+            transfers.close()
+
+    asyncio.run(main())

@@ -15,7 +15,9 @@ import pytest
 
 from tare.errors import InvalidArgument
 from tare.handlers.builtin import Process, StartFailed
+from tare.launch import linux, mounts
 from tests.support.launch import (
+    Box,
     Launch,
     bind,
     in_launch,
@@ -62,8 +64,20 @@ BAITS = (
     "usr/lib/python3.11/encodings/__init__.py",
     "usr/lib/python3.11/linecache.py",
     "usr/lib/python311.zip",
+    "usr/lib/python3.11/sitecustomize.py",
+    "usr/lib/python3.11/usercustomize.py",
+    "usr/lib/python3/dist-packages/sitecustomize.py",
+    "usr/lib/python3.11/lib-dynload/_ctypes.cpython-311-x86_64-linux-gnu.so",
+    "root/.local/lib/python3.11/site-packages/usercustomize.py",
     "work/encodings.py",
     "work/traceback.py",
+    "work/json.py",
+    "work/sitecustomize.py",
+    "work/usercustomize.py",
+    "work/_ctypes.cpython-311-x86_64-linux-gnu.so",
+    "work/libc.so.6",
+    "work/tare/launch/steps.py",
+    "work/pyvenv.cfg",
     "etc/ld.so.preload",
     "etc/ld.so.cache",
     "etc/nsswitch.conf",
@@ -94,6 +108,7 @@ def test_cve_2019_14271_nothing_of_the_image_is_loaded(tmp_path: Path) -> None:
 
     async def body(launch: Launch) -> None:
         environment = ["PATH=/bin", "PYTHONPATH=/work", "PYTHONHOME=/usr", "PYTHONSTARTUP=/os.py", "LD_PRELOAD=/x.so"]
+        environment += ["LD_LIBRARY_PATH=/work", "LD_AUDIT=/x.so", "PYTHONUSERBASE=/root/.local", "GCONV_PATH=/work"]
         changes: dict[str, Any] = {"cwd": "/work", "env": environment, "user": {"uid": 1000, "gid": 1000}}
         async with Trace(launch.pid_of("launcher"), tmp_path / "trace") as trace:
             box = await launch.start(SPEAK, lowers=[root], **changes)
@@ -118,10 +133,13 @@ def test_cve_2019_14271_nothing_of_the_image_is_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("destination", ["/proc", "/proc/", "//proc", "/x/../proc", "/proc/self/attr", "/proc/sys"])
 def test_cve_2019_16884_a_volume_on_proc(tmp_path: Path, destination: str) -> None:
+    """A directory of anything else, a part of a real one, and another file system."""
+
     async def body(launch: Launch) -> None:
         (tmp_path / "fake/self/attr").mkdir(parents=True)
-        with pytest.raises(InvalidArgument, match="/proc"):
-            await launch.start(SLEEP, mounts=[bind(destination, tmp_path / "fake")])
+        for source in (tmp_path / "fake", "/proc/tty", "/proc/self/attr"):
+            with pytest.raises((InvalidArgument, StartFailed), match="/proc"):
+                await launch.start(SLEEP, mounts=[bind(destination, source)])
         tmpfs = {"destination": destination, "type": "tmpfs", "source": "tmpfs"}
         with pytest.raises(InvalidArgument, match="/proc"):
             await launch.start(SLEEP, mounts=[tmpfs])
@@ -395,5 +413,36 @@ def test_cve_2025_52565_a_console_or_multiplexer_that_is_a_link(tmp_path: Path, 
         with pytest.raises(StartFailed) as caught:
             await started_with(launch, launch.spec(SLEEP, terminal=True) | {"mounts": mounts}, root)
         assert caught.value.step == "open a terminal" and caught.value.errno in (19, 20, 40), caught.value
+        if name == "console":
+            return  # which an exec has none of
+        null = {"path": "/dev/null", "type": "c", "major": 1, "minor": 3}
+        spec = launch.spec(SLEEP, linux={"devices": [null]}) | {"mounts": mounts}
+        made = await started_with(launch, spec, root)
+        box = Box(id="c", process=made, upper=root, cgroup=launch.cgroup("c"))
+        with pytest.raises(StartFailed) as caught:
+            await launch.exec(box, ["true"], terminal=True)
+        assert caught.value.step == "open a terminal" and caught.value.errno in (19, 20, 40), caught.value
 
     in_launch(tmp_path, body)
+
+
+def test_cve_2025_52565_a_device_exchanged_between_the_look_and_the_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a container that runs can do it, while a terminal for an exec in it is opened."""
+    for name, number in (("ptmx", 3), ("other", 5)):
+        os.mknod(tmp_path / name, stat.S_IFCHR | 0o666, os.makedev(1, number))
+    openat2, flags = linux.openat2, os.O_RDWR | os.O_NOCTTY
+
+    def exchanged(*arguments: Any) -> int:
+        found = openat2(*arguments)
+        (tmp_path / "other").rename(tmp_path / "ptmx")
+        monkeypatch.setattr(linux, "openat2", openat2)
+        return found
+
+    os.close(mounts.open_device(-100, bytes(tmp_path / "ptmx"), mounts.NULL_DEVICE, flags, 0))
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(linux, "openat2", exchanged)
+    with pytest.raises(OSError, match="is not the device 1:3"):
+        mounts.open_device(-100, bytes(tmp_path / "ptmx"), mounts.NULL_DEVICE, flags, 0)
+    assert os.listdir("/proc/self/fd") == before

@@ -166,17 +166,23 @@ class MemoryRuntime:
     async def reopen_log(self, container_id: str) -> None:
         self.calls.append(("reopen_log", known(self.containers, container_id, "container").id))
 
-    def conditions(self) -> Sequence[Held]:
+    async def conditions(self) -> Sequence[Held]:
         return [Held("RuntimeReady"), Held("NetworkReady", False, "NetworkNotReady", "no bridge")]
 
     def handlers(self) -> Sequence[Handler]:
         return [Handler("builtin", recursive_read_only=True), Handler("runc", user_namespaces=True)]
+
+    def default_handler(self) -> str:
+        return "builtin"
 
     def features(self) -> Can:
         return Can()
 
     def cgroup_driver(self) -> str:
         return self.driver
+
+    def node_info(self) -> Mapping[str, object]:
+        return {"unsupported": {"userNamespaces": "no room"}}
 
     def pod_info(self, pod_id: str) -> Mapping[str, object]:
         return {"netns": Path("/run/netns/x"), "id": pod_id}

@@ -31,6 +31,7 @@ from tare.cgroups.manager import Cgroup, CgroupManager
 from tare.config import RuntimeConfig
 from tare.handlers.builtin import BuiltinHandler, Hierarchies, PodNamespaces, Process
 from tare.handlers.compile import Filter
+from tare.handlers.plans import Directory, Mappings
 from tare.handlers.processes import ExitRecord
 from tare.launch import linux
 from tare.storage.overlay import Overlay
@@ -47,6 +48,9 @@ DEVPTS = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=
 MASKED = ("/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware", "/not/there")
 READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/not/there")
 NAMESPACES = ("mount", "pid", "ipc", "uts", "network", "cgroup")
+BESIDE = ("hooks", "annotations", "hostname", "domainname")
+FIRST_ID, IDS = 100000, 65536
+MAPPING = [{"containerID": 0, "hostID": FIRST_ID, "size": IDS}]
 PYTHON_DIRECTORIES = ("/usr", "/lib", "/lib64", "/bin")
 SECONDS = 20.0
 
@@ -111,6 +115,18 @@ def namespaces(**paths: Path | str | None) -> list[Json]:
         if path is not None:
             found.append({"type": kind, "path": str(path)} if path else {"type": kind})
     return found
+
+
+def user_namespace(
+    path: Path | str = "",
+    *,
+    uid: Sequence[Json] = MAPPING,
+    gid: Sequence[Json] = MAPPING,
+    **paths: Path | str | None,
+) -> Json:
+    """The part of a linux object that has the container in a user namespace, a new one or that at a path; others as `namespaces`."""
+    own = {"type": "user", "path": str(path)} if path else {"type": "user"}
+    return {"namespaces": [own, *namespaces(**paths)], "uidMappings": list(uid), "gidMappings": list(gid)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +218,8 @@ class Launch:
     def spec(
         self, args: Sequence[str], *, mounts: Sequence[Json] = (), root: Json | None = None, **changes: Any
     ) -> Json:
-        """An OCI configuration. `changes` are of the process object; `linux` is laid over the linux object."""
+        """An OCI configuration. `changes` are of the process object; `linux` is laid over the linux object, BESIDE stand beside it."""
+        beside = {key: changes.pop(key) for key in BESIDE if key in changes}
         parts: Json = {"namespaces": namespaces(), "maskedPaths": MASKED, "readonlyPaths": READONLY}
         parts |= changes.pop("linux", {})
         if self.filter is not None:
@@ -212,6 +229,7 @@ class Launch:
             "root": root or {},
             "mounts": [*standard_mounts(), *mounts],
             "linux": parts,
+            **beside,
         }
 
     def place(self, *, stdin: bool = False, lowers: Sequence[Path] = ()) -> tuple[str, Overlay, dict[str, int]]:
@@ -244,9 +262,14 @@ class Launch:
         lowers: Sequence[Path] = (),
         resources: Json | None = None,
         on_created: Callable[[Process], None] | None = None,
+        place: Callable[[Process], Awaitable[None]] | None = None,
+        bundle: Path | None = None,
         **changes: Any,
     ) -> Box:
-        """A container whose process has exec'd. `lowers` are layers above busybox's. Raises StartFailed and what else start raises."""
+        """A container whose process has exec'd. `lowers` are layers above busybox's; `bundle` is a root of its own instead of layers.
+
+        Raises StartFailed and what else start raises.
+        """
         identity, overlay, ends = self.place(stdin=bool(changes.get("stdin")), lowers=lowers)
         cgroup = self.cgroup(identity, resources)
         masters: list[int] = []
@@ -258,10 +281,11 @@ class Launch:
         made = await self.handler.start(
             identity,
             self.spec(args, **changes),
-            overlay=overlay,
+            overlay=overlay if bundle is None else Directory(str(bundle)),
             cgroup=cgroup,
             tty_sink=sink if changes.get("terminal") else None,
             on_created=on_created,
+            place=place,
         )
         self.processes[made] = None
         terminal = masters[0] if masters else -1
@@ -321,12 +345,18 @@ class Launch:
 
     # Pods
 
-    async def pod(self, *kinds: str, hostname: str = "pod", sysctls: Mapping[str, str] | None = None) -> PodNamespaces:
+    async def pod(
+        self,
+        *kinds: str,
+        hostname: str = "pod",
+        sysctls: Mapping[str, str] | None = None,
+        mappings: Mappings | None = None,
+    ) -> PodNamespaces:
         """A pod's namespaces."""
         identity = f"p{len(self.pods)}"
         (self.run_directory / "pods" / identity).mkdir(exist_ok=True)
         made = await self.handler.pod_namespaces(
-            identity, kinds=frozenset(kinds), hostname=hostname, sysctls=dict(sysctls or {})
+            identity, kinds=frozenset(kinds), hostname=hostname, sysctls=dict(sysctls or {}), mappings=mappings
         )
         if made.netlink is not None:
             made.netlink.close()

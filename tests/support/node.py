@@ -15,7 +15,7 @@ import sqlite3
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from tare.cli.client import CallFailed
 from tare.cri.v1 import api_pb2 as pb
 from tests.support import leaks
 from tests.support.daemon import Daemon, mounts_below
-from tests.support.images import busybox_image
+from tests.support.images import Tree, busybox_image
 from tests.support.registry import Registry
 
 WAIT_SECONDS = 30.0
@@ -94,11 +94,11 @@ class Node:
         client = self.daemon.client
         client.call(client.images.RemoveImage, pb.RemoveImageRequest(image=pb.ImageSpec(image=self.image)))
 
-    def run_pod(self, config: pb.PodSandboxConfig | str, timeout: float | None = 60.0) -> str:
+    def run_pod(self, config: pb.PodSandboxConfig | str, timeout: float | None = 60.0, handler: str = "") -> str:
         """A pod's ID."""
         client = self.daemon.client
         config = self.pod_config(config) if isinstance(config, str) else config
-        request = pb.RunPodSandboxRequest(config=config)
+        request = pb.RunPodSandboxRequest(config=config, runtime_handler=handler)
         return str(client.call(client.runtime.RunPodSandbox, request, timeout).pod_sandbox_id)
 
     def stop_pod(self, pod: str) -> None:
@@ -195,7 +195,8 @@ class Node:
         """What there is of the instance although it has no pod: mounts, namespaces, links, leases, cgroups, processes, files."""
         run, root = self.daemon.run, self.daemon.root
         found = [f"mount {point}" for point in mounts_below(self.daemon.base)]
-        for directory in (run / "pods", run / "containers", run / "exits", run / "tasks", root / "containers"):
+        ours = ("pods", "containers", "exits", "tasks", "bundles", "consoles", "hooked")
+        for directory in (*(run / name for name in ours), root / "containers"):
             found += [f"file {path}" for path in sorted(directory.glob("*"))]
         found += [f"link {line}" for line in self.links()]
         found += [f"lease {row}" for row in rows(root / "state.db", "leases WHERE released_at IS NULL")]
@@ -241,15 +242,17 @@ def cgroups_named(name: str) -> list[str]:
 
 
 @contextmanager
-def busy_node(prefix: str, settings: str = "", environment: Mapping[str, str] | None = None) -> Iterator[Node]:
-    """A node whose image is in a registry and has been pulled. `prefix` names its directory, shortly."""
+def busy_node(
+    prefix: str, settings: str = "", environment: Mapping[str, str] | None = None, extra: Sequence[Tree | bytes] = ()
+) -> Iterator[Node]:
+    """A node whose image is in a registry and has been pulled. `prefix` names its directory, shortly; `extra` are layers over busybox."""
     with tempfile.TemporaryDirectory(prefix=f"tare-{prefix}-", dir="/var/lib") as name:
         base = Path(name)
         with (
             Registry(base / "registry") as registry,
             Daemon(base / "tare", settings=settings, environment=environment) as daemon,
         ):
-            registry.push(busybox_image(base / "busybox"), "tests/busybox:1")
+            registry.push(busybox_image(base / "busybox", extra=extra), "tests/busybox:1")
             node = Node(daemon, f"{registry.url}/tests/busybox:1")
             node.pull()
             yield node

@@ -21,8 +21,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tare.cgroups.choose import running
 from tare.cgroups.manager import CgroupManager
-from tare.cgroups.systemd import BUS, PRIVATE, running
+from tare.cgroups.systemd import BUS, PRIVATE
 
 NUMBERS = itertools.count()
 

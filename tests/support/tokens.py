@@ -78,7 +78,7 @@ class TokenServer:
 
     def answer(self, handler: BaseHTTPRequestHandler, query: str) -> None:
         """Answer one request."""
-        fields = {name: values[-1] for name, values in parse_qs(query).items()}
+        fields = {name: " ".join(values) for name, values in parse_qs(query).items()}  # scope may come several times
         authorization = handler.headers.get("Authorization", "")
         self.seen.append(Asked(handler.command, fields, authorization))
         user = self._user(handler.command, fields, authorization)
@@ -105,10 +105,12 @@ class TokenServer:
         return user if self.users.get(user) == password else None
 
     def _token(self, user: str, scope: str) -> str:
-        kind, _, rest = scope.partition(":")
-        repository, _, actions = rest.rpartition(":")
-        granted = any(fnmatch.fnmatch(repository, pattern) for pattern in self.allowed.get(user, ()))
-        access = [{"type": kind, "name": repository, "actions": actions.split(",")}] if granted else []
+        access = []
+        for one in scope.split():
+            kind, _, rest = one.partition(":")
+            repository, _, actions = rest.rpartition(":")
+            if any(fnmatch.fnmatch(repository, pattern) for pattern in self.allowed.get(user, ())):
+                access.append({"type": kind, "name": repository, "actions": actions.split(",")})
         now = int(time.time())
         claims = {
             "iss": ISSUER, "sub": user, "aud": SERVICE, "exp": now + self.seconds, "nbf": now - 10, "iat": now - 10,

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+import tare
+from tare.cgroups.core import Groups, oom_count
 from tare.cgroups.layout import Hierarchy, Layout
-from tare.cgroups.manager import CgroupManager, oom_count
+from tare.cgroups.manager import CgroupManager
 from tare.cgroups.names import own_path, relative, resolve_parent
 from tare.errors import FailedPrecondition, InvalidArgument, NotFound
 
+SOURCE = str(Path(tare.__file__).parents[1])
 FILES = {
     "cgroup.controllers": "cpu cpuset memory pids\n",
     "cgroup.events": "populated 0\n",
@@ -45,6 +50,20 @@ def manager(root: Path, controllers: str = "cpu cpuset memory pids") -> Iterator
         yield found
     finally:
         found.close()
+
+
+HEAVY = """
+import os, sys
+before = set(sys.modules)
+import tare.cgroups.core
+print(*sorted({name.partition(".")[0] for name in sys.modules.keys() - before}))
+"""
+
+
+def test_a_command_gets_groups_without_importing_anything_big() -> None:
+    code = f"import sys; sys.path.append({SOURCE!r}){HEAVY}"
+    told = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert set(told.stdout.split()) <= {"__future__", "tare", "errno", "math", "struct", "_struct"}
 
 
 def test_limits_are_written_and_controllers_enabled_from_the_root_down(tmp_path: Path) -> None:
@@ -139,8 +158,8 @@ def test_killing_uses_the_kernels_file(tmp_path: Path) -> None:
 def test_a_pods_group_is_made_only_where_there_is_none(tmp_path: Path) -> None:
     with manager(tmp_path) as groups:
         assert groups.missing_groups("/a/b/c") == ("/a/b/c", "/a/b", "/a")
-        assert groups.make_parent("/a/b/c") is True
-        assert groups.make_parent("/a/b/c") is False
+        assert groups.make_parent_now("/a/b/c") is True
+        assert groups.make_parent_now("/a/b/c") is False
         assert groups.missing_groups("/a/b/d") == ("/a/b/d",)
         assert asyncio.run(groups.remove_parent("/a/b")) is False
         assert asyncio.run(groups.remove_parent("/a/b/c")) is True
@@ -196,3 +215,20 @@ def test_own_path() -> None:
     assert own_path(text, Hierarchy(directory="", version=1, controllers=frozenset({"cpuacct", "cpu"}))) == "c"
     assert own_path(text, Hierarchy(directory="", version=1, controllers=frozenset(), name="systemd")) == "system.slice"
     assert own_path(text, Hierarchy(directory="", version=1, controllers=frozenset({"rdma"}))) == ""
+
+
+def test_what_is_not_applied_is_said_once_in_words(tmp_path: Path) -> None:
+    told: list[str] = []
+    for directory in (tmp_path, tmp_path / "abc"):
+        fill(directory)
+    tree = Hierarchy(
+        directory=str(tmp_path), version=2, controllers=frozenset(("cpu", "cpuset", "memory", "pids", "io"))
+    )
+    groups = Groups(str(tmp_path), Layout(kind="v2", hierarchies=(tree,)), told.append)
+    assert groups.trouble() == "control groups (v2) lack hugetlb: limits on that are not applied"
+    for _ in range(2):
+        groups.create("/abc", {"memory": {"kernel": 1 << 30}})
+    assert told == ["cgroup /abc: this node has no memory.kmem.limit_in_bytes, so limits on it are not applied"]
+    words = "control groups (v2) lack hugetlb, memory.kmem.limit_in_bytes: limits on that are not applied"
+    assert (groups.trouble(), groups.skipped) == (words, {"memory.kmem.limit_in_bytes": 2})
+    groups.close()

@@ -74,6 +74,8 @@ def test_hybrid_takes_each_controller_where_it_is() -> None:
          [("memory.max", "max"), ("memory.swap.max", "max")]),
         ({"memory": {"kernel": 1 << 30, "useHierarchy": True, "disableOOMKiller": False, "checkBeforeUpdate": True}},
          [("memory.oom_control", "0")], []),
+        ({"memory": {"kernel": -1, "kernelTCP": -1}}, [("memory.kmem.tcp.limit_in_bytes", "-1")],
+         [("memory.kmem.tcp.limit_in_bytes", "-1")]),
         ({"cpu": {"quota": -1}}, [("cpu.cfs_quota_us", "-1")], [("cpu.max", "max")]),
         ({"cpu": {"quota": -1, "period": 5000}}, [("cpu.cfs_period_us", "5000"), ("cpu.cfs_quota_us", "-1")],
          [("cpu.max", "max 5000")]),
@@ -187,7 +189,6 @@ def test_what_v1_alone_has() -> None:
     [
         {"memory": {"swappiness": 0}},
         {"memory": {"disableOOMKiller": True}},
-        {"memory": {"kernelTCP": 1}},
         {"cpu": {"realtimePeriod": 1}},
         {"cpu": {"realtimeRuntime": -1}},
         {"blockIO": {"leafWeight": 10}},
@@ -239,6 +240,12 @@ def test_controllers_that_are_not_there_are_named() -> None:
     assert plan({"blockIO": {}, "rdma": {}, "network": {}, "memory": {}}, {"cpu": 1}) == Plan((), ())
 
 
+def test_a_limit_on_kernel_memory_is_named_since_no_kernel_applies_it() -> None:
+    for versions in (V1, V2):
+        assert plan({"memory": {"kernel": 1 << 30}}, versions).skipped == ("memory.kmem.limit_in_bytes",)
+        assert plan({"memory": {"kernel": -1}}, versions).skipped == ()
+
+
 @pytest.mark.parametrize(
     ("resources", "word"),
     [
@@ -253,7 +260,18 @@ def test_controllers_that_are_not_there_are_named() -> None:
         ({"cpu": {"cpus": "0\n1"}}, r"cpu\.cpus"),
         ({"cpu": {"idle": 2}}, r"cpu\.idle: 2"),
         ({"hugepageLimits": [{"pageSize": "../x", "limit": 1}]}, r"hugepageLimits\[0\]\.pageSize"),
+        (
+            {"hugepageLimits": [{"pageSize": "2Mi", "limit": 1}]},
+            r"hugepageLimits\[0\]\.pageSize: '2Mi' is no size of pages",
+        ),
+        (
+            {"hugepageLimits": [{"pageSize": "MB", "limit": 1}]},
+            r"hugepageLimits\[0\]\.pageSize: 'MB' is no size of pages",
+        ),
+        ({"hugepageLimits": [{"pageSize": "2MB"}]}, r"hugepageLimits\[0\]\.limit: is absent"),
         ({"hugepageLimits": {}}, r"hugepageLimits: is not a list"),
+        ({"pids": {}}, r"pids\.limit: is absent"),
+        ({"devices": [{"access": "rwm"}]}, r"devices\[0\]\.allow: is absent"),
         ({"devices": [{"allow": "yes"}]}, r"devices\[0\]\.allow"),
         ({"devices": [{"allow": True, "type": "z"}]}, r"devices\[0\]\.type"),
         ({"cpu": {"burst": 2000, "quota": 1000}}, r"cpu\.burst: 2000 is more than the quota"),

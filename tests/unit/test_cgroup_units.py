@@ -13,6 +13,7 @@ from tare.cgroups.units import (
     bits,
     parent_slice,
     place,
+    place_of,
     quota_properties,
     resource_properties,
     scope_of,
@@ -94,7 +95,7 @@ def test_a_scope_is_delegated_and_goes_when_it_is_empty() -> None:
         ({"pids": {"limit": 7}}, {"TasksMax": 7}, {"TasksMax": 7}),
         ({"pids": {"limit": -1}}, {"TasksMax": INFINITY}, {"TasksMax": INFINITY}),
         ({"pids": {"limit": 0}, "blockIO": {"weight": 0}}, {}, {}),
-        ({"blockIO": {"weight": 500}}, {"BlockIOWeight": 500}, {"IOWeight": 500}),
+        ({"blockIO": {"weight": 500}}, {"BlockIOWeight": 500}, {"IOWeight": 4950}),
     ],
 )  # fmt: skip
 def test_limits(resources: Mapping[str, object], first: dict[str, object], second: dict[str, object]) -> None:
@@ -172,3 +173,24 @@ def test_devices(rules: list[dict[str, object]], policy: str, allowed: list[tupl
 def test_what_is_no_list_of_cpus(text: str) -> None:
     with pytest.raises(InvalidArgument, match=r"cpu\.cpus"):
         bits(text, Section("cpu", {}), "cpus")
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("/kubepods.slice/kubepods-pod1.slice/tare-abc.scope", ("kubepods-pod1.slice", "tare-abc.scope")),
+        ("/tare-abc.scope", ("-.slice", "tare-abc.scope")),
+        ("/kubepods.slice/kubepods-pod1.slice", ("kubepods.slice", "kubepods-pod1.slice")),
+        ("/kubepods.slice", ("-.slice", "kubepods.slice")),
+        ("/kubepods-pod1.slice", None),
+        ("/elsewhere/kubepods.slice", None),
+        ("/kubepods/pod1/abc.scope", None),
+        ("/kubepods.slice/a b.scope", None),
+        ("/tare-pod1/abc", None),
+    ],
+)
+def test_the_unit_that_a_group_is(path: str, found: tuple[str, str] | None) -> None:
+    where = place_of(path)
+    assert (where and (where.slice, where.unit)) == found
+    if where is not None:
+        assert where.path == path

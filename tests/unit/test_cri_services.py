@@ -76,7 +76,12 @@ def test_version_status_and_runtime_config(tmp_path: Path) -> None:
         assert status.runtime_handlers[2].features == pb.RuntimeHandlerFeatures(user_namespaces=True)
         assert status.features == pb.RuntimeFeatures(supplemental_groups_policy=True)
         info = json.loads(status.info["info"])
-        assert info == {"version": __version__, "cgroupDriver": "cgroupfs", "config": {"root": "/var/lib/tare"}}
+        assert info == {
+            "version": __version__,
+            "cgroupDriver": "cgroupfs",
+            "config": {"root": "/var/lib/tare"},
+            "unsupported": {"userNamespaces": "no room"},
+        }
         assert not (await client.runtime.Status(pb.StatusRequest())).info
         for runtime.driver, driver in (("cgroupfs", pb.CGROUPFS), ("systemd", pb.SYSTEMD)):
             assert (await client.runtime.RuntimeConfig(pb.RuntimeConfigRequest())).linux.cgroup_driver == driver

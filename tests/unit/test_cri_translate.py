@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -105,6 +106,17 @@ def test_whole_pod() -> None:
     assert (config.security.run_as_user, config.security.run_as_group) == (0, 5)
 
 
+NAMESPACES = "config.linux.security_context.namespace_options"
+WHOLE = pb.IDMapping(host_id=65536, length=65536)
+NEXT = pb.IDMapping(container_id=65536, host_id=1 << 17, length=65536)
+
+
+def user_namespace(config: Pod, mode: pb.NamespaceMode, pid: pb.NamespaceMode = pb.POD, **mappings: Any) -> None:
+    options = sandbox_security(config).namespace_options
+    options.pid = pid
+    options.userns_options.CopyFrom(pb.UserNamespace(mode=mode, **mappings))
+
+
 POD_REFUSALS: list[tuple[str, Callable[[Pod], object]]] = [
     ("config.metadata", lambda c: c.ClearField("metadata")),
     ("config.metadata.name", lambda c: setattr(c.metadata, "name", "")),
@@ -129,10 +141,18 @@ POD_REFUSALS: list[tuple[str, Callable[[Pod], object]]] = [
         "config.linux.security_context.namespace_options.pid",
         lambda c: setattr(sandbox_security(c).namespace_options, "pid", pb.TARGET),
     ),
+    (f"{NAMESPACES}.userns_options.uids", lambda c: user_namespace(c, pb.POD)),
+    (f"{NAMESPACES}.userns_options.gids", lambda c: user_namespace(c, pb.POD, uids=[WHOLE])),
+    (f"{NAMESPACES}.userns_options.uids", lambda c: user_namespace(c, pb.POD, uids=[WHOLE, NEXT], gids=[WHOLE])),
+    (f"{NAMESPACES}.userns_options.gids", lambda c: user_namespace(c, pb.POD, uids=[WHOLE], gids=[WHOLE, NEXT])),
     (
-        "config.linux.security_context.namespace_options.userns_options",
-        lambda c: setattr(sandbox_security(c).namespace_options.userns_options, "mode", pb.POD),
+        f"{NAMESPACES}.userns_options.uids[0].container_id",
+        lambda c: user_namespace(c, pb.POD, uids=[NEXT], gids=[NEXT]),
     ),
+    (f"{NAMESPACES}.userns_options", lambda c: user_namespace(c, pb.NODE, uids=[WHOLE], gids=[WHOLE])),
+    (f"{NAMESPACES}.userns_options.mode", lambda c: user_namespace(c, pb.CONTAINER)),
+    (f"{NAMESPACES}.userns_options.mode", lambda c: user_namespace(c, pb.TARGET)),
+    (f"{NAMESPACES}.pid", lambda c: user_namespace(c, pb.POD, pid=pb.NODE, uids=[WHOLE], gids=[WHOLE])),
     ("config.linux.security_context.run_as_group", lambda c: setattr(sandbox_security(c).run_as_group, "value", 1)),
     (
         "config.linux.security_context.supplemental_groups[1]",

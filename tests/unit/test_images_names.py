@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tare.errors import InvalidArgument
 from tare.images.collect import garbage, with_ancestors
-from tare.images.names import arrive, by_digest, find, named
+from tare.images.names import arrive, by_digest, find, named, origin
 from tare.images.records import ImageConfig, ImageRecord, LayerRecord
 from tare.images.reference import parse
 
@@ -96,6 +98,15 @@ def test_names_of_a_pull() -> None:
     )
     by_number = named(image("f"), parse(f"busybox@{digest('3')}"), digest("3"))
     assert (by_number.repo_tags, by_number.repo_digests) == ((), (f"docker.io/library/busybox@{digest('3')}",))
+
+
+def test_where_a_container_says_that_its_image_is_from() -> None:
+    known = tuple(f"{name}@{digest(d)}" for name, d in (("a.io/x", "1"), ("b.io/x", "1"), ("b.io/x", "2")))
+    several = replace(image("a", digests=known), manifest=digest("1"))
+    assert origin(several, "a.io/x:1") == f"a.io/x@{digest('1')}"
+    assert origin(several, "b.io/x:1") == f"b.io/x@{digest('2')}"
+    assert origin(several, "c.io/x") == origin(several, several.id) == f"b.io/x@{digest('2')}"
+    assert origin(image("a"), "a.io/x") == digest("a")
 
 
 def test_an_image_is_known_by_a_manifests_digest() -> None:

@@ -13,15 +13,10 @@ from tare.runtime.labels import (
     Kernel,
     Labels,
     apparmor_profile,
-    apparmor_write,
-    check_labels,
     kernel,
-    loaded,
-    mount_context,
     mount_data,
     parse_contexts,
     selinux_labels,
-    selinux_write,
 )
 from tare.runtime.records import ProfileType, SecurityProfile, SELinuxOptions
 
@@ -76,11 +71,7 @@ def test_apparmor_that_cannot_be(profile: SecurityProfile, node: Kernel, error: 
         apparmor_profile(profile, node, privileged=False)
 
 
-def test_what_is_written_at_exec() -> None:
-    assert apparmor_write("mine", APPARMOR) == ("/proc/self/attr/apparmor/exec", b"exec mine")
-    assert apparmor_write("mine", Kernel(apparmor_file="/proc/self/attr/exec"))[0] == "/proc/self/attr/exec"
-    assert selinux_write("a:b:c:s0") == ("/proc/self/attr/exec", b"a:b:c:s0")
-    assert mount_context("a:b:c:s0:c1,c2") == ("context", "a:b:c:s0:c1,c2")
+def test_the_option_of_a_mount() -> None:
     assert mount_data("a:b:c:s0:c1,c2") == 'context="a:b:c:s0:c1,c2"'
 
 
@@ -153,14 +144,13 @@ def test_the_nodes_policy() -> None:
 
 
 def test_looking_at_a_node(tmp_path: Path) -> None:
-    assert kernel(tmp_path) == Kernel(apparmor_file="/proc/self/attr/exec")
+    assert kernel(tmp_path) == Kernel()
     files = {
         "sys/module/apparmor/parameters/enabled": "Y\n",
         "sys/kernel/security/apparmor/profiles": "mine (enforce)\nsnap (x) y (complain)\n",
         "sys/fs/selinux/enforce": "1",
         "etc/selinux/config": "# SELINUXTYPE=x\nSELINUX=enforcing\nSELINUXTYPE=mls\n",
         "etc/selinux/mls/contexts/lxc_contexts": LXC_CONTEXTS,
-        "proc/self/attr/apparmor/exec": "",
     }
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -168,32 +158,8 @@ def test_looking_at_a_node(tmp_path: Path) -> None:
     found = kernel(tmp_path)
     assert found.profiles == frozenset({"mine", "snap (x) y"})
     assert found.contexts == parse_contexts(LXC_CONTEXTS)
-    assert found.apparmor_file == "/proc/self/attr/apparmor/exec"
 
 
 def test_this_node_can_be_looked_at() -> None:
     found = kernel()
     assert found.profiles is None or isinstance(found.profiles, frozenset)
-
-
-def test_labels_of_an_oci_configuration() -> None:
-    both = Kernel(profiles=frozenset({"mine"}), contexts=Contexts())
-    process = {"apparmorProfile": "mine", "selinuxLabel": "a:b:c:s0:c1,c2"}
-    check_labels(process, {"mountLabel": "a:b:c:s0"}, both)
-    check_labels({"apparmorProfile": "unconfined"}, {}, both)
-    check_labels({"apparmorProfile": ""}, {"mountLabel": None}, NONE)
-    for section, words in (({"apparmorProfile": "mine"}, "AppArmor"), ({"selinuxLabel": "a:b:c:s0"}, "SELinux is off")):
-        with pytest.raises(FailedPrecondition, match=words):
-            check_labels(section, {}, NONE)
-    with pytest.raises(FailedPrecondition, match=r"apply linux\.mountLabel: SELinux is off"):
-        check_labels({}, {"mountLabel": "a:b:c:s0"}, NONE)
-    wrongs: tuple[dict[str, object], ...] = (
-        {"selinuxLabel": "a"},
-        {"selinuxLabel": 'a:b:c:s0"'},
-        {"selinuxLabel": 5},
-        {"apparmorProfile": []},
-    )
-    for wrong in wrongs:
-        with pytest.raises(InvalidArgument, match=r"process\."):
-            check_labels(wrong, {}, both)
-    assert loaded("mine", both) == "mine"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 from tare.errors import FailedPrecondition, InvalidArgument
-from tare.runtime.rdt import MOUNT_POINT, Share, check, check_existing, mounted_at, share
+from tare.handlers import rdt
+from tare.handlers.rdt import MOUNT_POINT, Share, check_existing, mounted_at, share
 
 L3, MB = "L3:0=7f0;1=1f", "MB:0=20;1=70"
 
@@ -28,6 +30,8 @@ def of(group: str, *lines: str, make: bool, remove: bool, monitor: str = "") -> 
         ({"closID": "/"}, of("/r", make=False, remove=False)),
         ({"closID": "/", "enableMonitoring": True}, of("/r", make=False, remove=False, monitor="/r/mon_groups/abc")),
         ({"enableMonitoring": True, "enableCMT": True}, of("/r/abc", make=True, remove=True, monitor="/r/abc/mon_groups/abc")),
+        ({"closID": "gold", "enableMBM": True}, of("/r/gold", make=False, remove=False, monitor="/r/gold/mon_groups/abc")),
+        ({"enableCMT": False, "enableMBM": False}, of("/r/abc", make=True, remove=True)),
     ],
 )  # fmt: skip
 def test_shares(wanted: Mapping[str, object], expected: Share) -> None:
@@ -56,12 +60,45 @@ def test_what_is_wrong(wanted: Mapping[str, object], path: str) -> None:
 
 
 def test_where_there_is_none() -> None:
-    assert check(None, "abc", None) is None
-    assert check({}, "abc", "/r") is not None
     with pytest.raises(FailedPrecondition, match="no resctrl file system is mounted on this node"):
-        check({"closID": "gold"}, "abc", None)
-    with pytest.raises(InvalidArgument):
-        check([], "abc", "/r")
+        share({"closID": "gold"}, "abc", None)
+
+
+def test_what_a_configuration_asks_for(tmp_path: Path) -> None:
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text("30 20 0:30 / /r rw shared:5 - resctrl resctrl rw\n")
+    assert rdt.of({}, "abc", "/not/looked/at") is None
+    assert rdt.of({"linux": {"intelRdt": None}}, "abc", "/not/looked/at") is None
+    found = rdt.of({"linux": {"intelRdt": {"enableCMT": True}}}, "abc", str(mountinfo))
+    assert found is not None and found.joins == ("/r/abc/tasks", "/r/abc/mon_groups/abc/tasks")
+    with pytest.raises(InvalidArgument, match=r"read linux\.intelRdt: is not an object"):
+        rdt.of({"linux": {"intelRdt": []}}, "abc", str(mountinfo))
+
+
+def test_groups_are_made_and_go(tmp_path: Path) -> None:
+    """As far as plain directories can tell: a class that is there is used as it is and stays, the container's own counters come and go."""
+    group = tmp_path / "gold"
+    (group / "mon_groups").mkdir(parents=True)
+    (group / "schemata").write_text(SCHEMATA)
+    wanted = share({"closID": "gold", "l3CacheSchema": "L3:1=1F", "enableMonitoring": True}, "abc", str(tmp_path))
+    rdt.apply(wanted)
+    assert (group / "mon_groups/abc").is_dir() and (group / "schemata").read_text() == SCHEMATA
+    with pytest.raises(FailedPrecondition, match="File exists"):
+        rdt.apply(wanted)
+    assert (group / "mon_groups/abc").is_dir()
+    rdt.remove(wanted)
+    rdt.remove(wanted)
+    assert not (group / "mon_groups/abc").exists() and (group / "schemata").exists()
+
+
+def test_a_class_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
+    """A schema that is not taken (here there is no file to take it), with the words that the kernel leaves."""
+    (tmp_path / "info").mkdir()
+    (tmp_path / "info/last_cmd_status").write_text("Invalid schema\n")
+    wanted = share({"l3CacheSchema": "L3:0=zzz"}, "abc", str(tmp_path))
+    with pytest.raises(FailedPrecondition, match="schemata: Invalid schema"):
+        rdt.apply(wanted)
+    assert not (tmp_path / "abc").exists()
 
 
 SCHEMATA = "    MB:0=20;1=70\n    L3:0=7f0;1=01f\n"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tare.errors import FailedPrecondition, InternalError, InvalidArgument
+from tare.errors import InternalError, InvalidArgument
 from tare.images.records import ImageConfig
 from tare.runtime.records import (
     Capabilities,
@@ -18,7 +18,6 @@ from tare.runtime.records import (
     ContainerSecurity,
     Device,
     HugepageLimit,
-    IdMapping,
     ImageRef,
     Mount,
     NamespaceMode,
@@ -26,12 +25,9 @@ from tare.runtime.records import (
     PodConfig,
     PodMetadata,
     PodSecurity,
-    ProfileType,
     Propagation,
     Resources,
-    SecurityProfile,
     User,
-    UserNamespace,
 )
 from tare.runtime.spec import DeviceNode, PodSurroundings, Spec, container_spec, exec_process
 from tare.runtime.spec_process import ALL_CAPABILITIES, DEFAULT_CAPABILITIES, DEFAULT_PATH
@@ -228,13 +224,6 @@ def test_mount_options(mount: dict[str, Any], options: list[str], root: str | No
     assert spec["linux"].get("rootfsPropagation") == root
 
 
-def test_idmapped_mounts_keep_their_mappings() -> None:
-    ids = (IdMapping(host_id=1000, container_id=0, length=10),)
-    found = mounted(Mount(container_path="/m", host_path="/h", uid_mappings=ids, gid_mappings=ids))
-    entry = next(item for item in found if item["destination"] == "/m")
-    assert entry["uidMappings"] == entry["gidMappings"] == [{"containerID": 0, "hostID": 1000, "size": 10}]
-
-
 @pytest.mark.parametrize(
     "mount",
     [
@@ -273,7 +262,8 @@ def test_readonly_root() -> None:
 def test_privileged() -> None:
     devices = (DeviceNode(path="/dev/kvm", kind="c", major=10, minor=232),)
     security = {"privileged": True, "masked_paths": ("/proc/kcore",), "readonly_paths": ("/proc/sys",)}
-    spec = build(secured(**security), devices=devices, seccomp={"defaultAction": "SCMP_ACT_ERRNO"})
+    pod = replace(POD, security=PodSecurity(privileged=True))
+    spec = build(secured(**security), pod=pod, devices=devices, seccomp={"defaultAction": "SCMP_ACT_ERRNO"})
     linux = spec["linux"]
     assert set(spec["process"]["capabilities"]["bounding"]) == set(ALL_CAPABILITIES)
     assert (linux["maskedPaths"], linux["readonlyPaths"], "seccomp" in linux) == ([], [], False)
@@ -381,19 +371,6 @@ def test_device_rules() -> None:
     assert linux["devices"] == [
         {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o660, "uid": 0, "gid": 5}
     ]
-
-
-@pytest.mark.parametrize(
-    ("container", "word"),
-    [
-        (replace(CONTAINER, cdi_devices=("v/c=x",)), "CDI"),
-        (secured(apparmor=SecurityProfile(type=ProfileType.LOCALHOST, localhost_ref="p")), "AppArmor"),
-        (secured(namespaces=NamespaceOptions(user=UserNamespace(mode=NamespaceMode.POD))), "user namespaces"),
-    ],
-)
-def test_what_would_not_happen_is_refused(container: ContainerConfig, word: str) -> None:
-    with pytest.raises(FailedPrecondition, match=word):
-        build(container)
 
 
 def test_exec() -> None:

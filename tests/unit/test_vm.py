@@ -5,14 +5,16 @@ from __future__ import annotations
 import socket
 import struct
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scripts.vm import policy, selection
 from scripts.vm.__main__ import parser, pytest_command, script
 from scripts.vm.kernel import ELF, MIRROR, KernelUnavailable, elf, mirror
-from scripts.vm.machine import GuestFailed, GuestTimedOut, follow
+from scripts.vm.machine import CONFINEMENTS, REPOSITORY, GuestFailed, GuestTimedOut, follow
 from scripts.vm.output import Output
 
 if sys.version_info >= (3, 14):
@@ -99,8 +101,34 @@ def test_a_kernel_is_taken_out_of_its_wrapping() -> None:
 def test_what_is_not_ours_is_pytests() -> None:
     options, rest = parser().parse_known_args(["--systemd", "-x", "-k", "oom", "--append", "apparmor=0"])
     assert (options.systemd, options.append, rest) == (True, "apparmor=0", ["-x", "-k", "oom"])
-    assert "tests/kernel/test_cgroups.py" in pytest_command(rest, systemd=True, colour=False)
-    assert pytest_command(["tests/unit"], systemd=False, colour=False)[-1] == "tests/unit"
+    assert "tests/kernel/test_cgroups.py" in pytest_command(rest, "", systemd=True, colour=False)
+    assert pytest_command(["tests/unit"], "", systemd=False, colour=False)[-1] == "tests/unit"
+
+
+@pytest.mark.parametrize("systemd", [False, True])
+@pytest.mark.parametrize("confinement", CONFINEMENTS)
+def test_every_guest_has_tests_that_are_there(confinement: str, systemd: bool) -> None:
+    chosen = selection.arguments(REPOSITORY, confinement, systemd=systemd)
+    assert chosen
+    for name in chosen:
+        assert (REPOSITORY / name.partition("::")[0]).is_file()
+
+
+def test_a_selection_of_nothing_is_an_error() -> None:
+    with pytest.raises(FileNotFoundError, match=r"tests/kernel/test_teapot\*"):
+        list(selection.matching(REPOSITORY, "tests/kernel/test_teapot*.py"))
+
+
+def test_a_policy_needs_debians(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "NODE", tmp_path)
+    with pytest.raises(policy.PolicyUnavailable, match="is selinux-policy-default installed"):
+        policy.prepare(tmp_path / "cache")
+    installed = tmp_path / policy.POLICY
+    installed.mkdir(parents=True)
+    (installed / "policy.33").write_bytes(b"a")
+    first = policy.fingerprint()
+    (installed / "policy.33").write_bytes(b"b")
+    assert policy.fingerprint() != first
 
 
 def test_the_script_goes_where_the_project_is_and_ends_in_time() -> None:

@@ -1,0 +1,220 @@
+"""A process on its way into a PID namespace, seen by those who live there: until its exec nobody looks into it or takes what it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+
+from tare.handlers.builtin import StartFailed
+from tests.support.launch import Box, Launch, in_launch, line, namespaces, python_mounts, until
+from tests.support.trace import Call, Trace
+
+pytestmark = pytest.mark.root
+
+PYTHON = ["/usr/bin/python3", "-I", "-c"]
+WANTED = 12
+TRACER = {kind: ["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE", "CAP_KILL"] for kind in ("bounding", "effective", "permitted")}
+
+# What it can try of a process, by name; and the loop of one that tries all of it on whatever is new in its PID namespace.
+WAYS = """
+import ctypes, errno, json, os, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+libc.ptrace.restype = ctypes.c_long
+def answer(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "")
+def take_descriptor(pid):
+    pidfd = os.pidfd_open(pid)
+    try:
+        answer(libc.syscall(438, pidfd, 2, 0))
+    finally:
+        os.close(pidfd)
+def enter(pid):
+    pidfd = os.pidfd_open(pid)
+    try:
+        answer(libc.setns(pidfd, 0x20000 | 0x40000000))
+    finally:
+        os.close(pidfd)
+def read_memory(pid):
+    buffer = ctypes.create_string_buffer(8)
+    vector = (ctypes.c_void_p * 2)(ctypes.addressof(buffer), 8)
+    answer(libc.process_vm_readv(pid, ctypes.byref(vector), ctypes.c_ulong(1), ctypes.byref(vector), ctypes.c_ulong(1), ctypes.c_ulong(0)))
+WAYS = {
+    "ptrace": lambda pid: answer(libc.ptrace(0x4206, pid, None, None)),
+    "pidfd_getfd": take_descriptor,
+    "process_vm_readv": read_memory,
+    "setns": enter,
+    "root/": lambda pid: os.listdir(f"/proc/{pid}/root/"),
+    "cwd/": lambda pid: os.listdir(f"/proc/{pid}/cwd/"),
+}
+for link in ("exe", "root", "cwd", "fd/0", "fd/2", "ns/mnt", "ns/net"):
+    WAYS[link] = lambda pid, link=link: os.readlink(f"/proc/{pid}/{link}")
+for file in ("mem", "environ", "maps", "auxv", "syscall", "stack"):
+    WAYS[file] = lambda pid, file=file: os.read(os.open(f"/proc/{pid}/{file}", os.O_RDONLY), 1)
+def attempt(way, pid):
+    try:
+        WAYS[way](pid)
+        return "DONE"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+"""
+
+HUNT = """
+def unready(pid):
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            return file.read() == "tare-launcher\\n"
+    except OSError:
+        return False
+newest = os.open("/proc/sys/kernel/ns_last_pid", os.O_RDONLY)
+last, found, seen = os.getpid(), {}, 0
+print("hunting", flush=True)
+while seen < WANTED:
+    pid = int(os.pread(newest, 20, 0))
+    if pid == last:
+        continue
+    last = pid
+    before = len(found)
+    for way in WAYS:
+        result = attempt(way, pid)
+        if not unready(pid):
+            break
+        found.setdefault(way, [])
+        if result not in found[way]:
+            found[way].append(result)
+    else:
+        seen += 1
+print(json.dumps(found), flush=True)
+"""
+
+
+async def hunted(launch: Launch, hunter: Box) -> dict[str, set[str]]:
+    """What came of all attempts, by way. Processes are to be made for the hunter until this is known."""
+    said = hunter.read("stdout")
+    assert said, hunter.read("stderr")
+    return {way: set(results) for way, results in json.loads(said).items()}
+
+
+def assert_refused(found: dict[str, set[str]]) -> None:
+    """Nothing was there to be had, by any way."""
+    assert len(found) == 19, found
+    refused, gone = (
+        {"EPERM", "EACCES"},
+        {"ESRCH", "ENOENT"},
+    )  # there is a moment at which it is not yet to be found, or no more
+    assert all(results & refused and results <= refused | gone for results in found.values()), found
+
+
+def test_nobody_looks_into_an_exec_before_it_is_one(tmp_path: Path) -> None:
+    """CVE-2016-9962: the container's own root, in whose PID namespace it appears."""
+
+    async def body(launch: Launch) -> None:
+        code = f"{WAYS}\nWANTED = {WANTED}\n{HUNT}"
+        hunter = await launch.start([*PYTHON, code], mounts=python_mounts())
+        assert await line(hunter) == "hunting"
+        while launch.handler.alive(hunter.process):
+            with contextlib.suppress(StartFailed):  # the last one comes too late
+                await launch.exec(hunter, ["true"])
+        assert_refused(await hunted(launch, hunter))
+
+    in_launch(tmp_path, body)
+
+
+def test_who_may_trace_in_a_user_namespace_does_not_look_into_an_exec_either(tmp_path: Path) -> None:
+    """CAP_SYS_PTRACE there is none over what the node's root has made."""
+    mapping = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    own = {"namespaces": [*namespaces(), {"type": "user"}], "uidMappings": mapping, "gidMappings": mapping}
+
+    async def body(launch: Launch) -> None:
+        code = f"{WAYS}\nWANTED = {WANTED}\n{HUNT}"
+        hunter = await launch.start([*PYTHON, code], mounts=python_mounts(), linux=own, capabilities=TRACER)
+        assert await line(hunter) == "hunting"
+        while launch.handler.alive(hunter.process):
+            with contextlib.suppress(StartFailed):  # the last one comes too late
+                await launch.exec(hunter, ["true"])
+        assert_refused(await hunted(launch, hunter))
+
+    in_launch(tmp_path, body)
+
+
+def test_nobody_looks_into_a_container_of_the_pod_before_it_is_one(tmp_path: Path) -> None:
+    """From its first moment, when its root is the node's, until its exec."""
+
+    async def body(launch: Launch) -> None:
+        pod = await launch.pod("pid")
+        shared = {"namespaces": namespaces(pid=pod.pins["pid"])}
+        code = f"{WAYS}\nWANTED = {WANTED}\n{HUNT}"
+        hunter = await launch.start([*PYTHON, code], mounts=python_mounts(), linux=shared)
+        assert await line(hunter) == "hunting"
+        while launch.handler.alive(hunter.process):
+            await launch.run(["true"], linux=shared)
+        assert_refused(await hunted(launch, hunter))
+
+    in_launch(tmp_path, body)
+
+
+def before_execve(trace: Trace, pid: int) -> list[Call]:
+    """What a process has done until it became the container's program; nothing, while that is not on record."""
+    calls = trace.calls().get(pid, [])
+    return calls[: next((index for index, call in enumerate(calls) if call.name == "execve" and call.result == "0"), 0)]
+
+
+def test_a_change_of_user_does_not_open_it_again(tmp_path: Path) -> None:
+    """As it would where fs.suid_dumpable is 1. What is hidden once more stays so until the exec."""
+
+    async def body(launch: Launch) -> None:
+        user = {"uid": 1000, "gid": 1000}
+        async with Trace(launch.pid_of("launcher"), tmp_path / "trace") as trace:
+            box = await launch.start(["sh", "-c", "echo up; exec sleep 1000"], user=user)
+            assert await line(box) == "up"
+            made = await launch.begin_exec(box, ["sleep", "1000"], launch.descriptors[0], user=user)
+            both = (box.process.pid, made.pid)
+            await until(lambda: all(before_execve(trace, pid) for pid in both), "their execve")
+        for pid in both:
+            left = [f"{call.name} {call.arguments}" for call in before_execve(trace, pid)]
+            changed = max(index for index, call in enumerate(left) if call.startswith(("setres", "setfs")))
+            assert any(call.startswith("prctl PR_SET_DUMPABLE, SUID_DUMP_DISABLE") for call in left[changed:]), left
+
+    in_launch(tmp_path, body)
+
+
+@pytest.mark.parametrize("tracer", [False, True])
+def test_the_pid_1_of_a_pod_leads_nowhere(tmp_path: Path, tracer: bool) -> None:
+    """Not even for who may trace: its root is empty and read-only, there is no descriptor, and what it executes is sealed."""
+
+    async def body(launch: Launch) -> None:
+        pod = await launch.pod("net", "ipc", "uts", "pid")
+        shared = {"namespaces": namespaces(pid=pod.pins["pid"])}
+        look = "print(json.dumps({way: attempt(way, 1) for way in WAYS if way not in ('ptrace', 'syscall')}))"
+        more = """
+for path in ("root", "cwd", "fd"):
+    try:
+        print(path, os.listdir(f"/proc/1/{path}"))
+    except OSError as error:
+        print(path, errno.errorcode[error.errno])
+for path, flags in (("root/x", os.O_CREAT | os.O_WRONLY), ("cwd/x", os.O_CREAT | os.O_WRONLY), ("exe", os.O_WRONLY)):
+    try:
+        os.open(f"/proc/1/{path}", flags)
+        print(path, "DONE")
+    except OSError as error:
+        print(path, errno.errorcode[error.errno])
+"""
+        changes = {"capabilities": TRACER} if tracer else {}
+        command = [*PYTHON, f"{WAYS}\n{look}\n{more}"]
+        result = await launch.run(command, mounts=python_mounts(), linux=shared, **changes)
+        first, *rest = result.out.splitlines()
+        ways = json.loads(first)
+        assert ways["setns"] == "EPERM" and ways["fd/0"] == ways["fd/2"] == "ENOENT", ways
+        if tracer:
+            assert ways["exe"] == "DONE", ways  # so it may look, and this is what there is:
+            assert rest == ["root []", "cwd []", "fd []", "root/x EROFS", "cwd/x EROFS", "exe ETXTBSY"]
+        else:
+            assert set(ways.values()) == {"EPERM", "EACCES", "ENOENT"}, ways
+            assert rest == ["root EACCES", "cwd EACCES", "fd []", "root/x EACCES", "cwd/x EACCES", "exe EACCES"]
+        assert pod.pause is not None and launch.handler.alive(pod.pause)
+
+    in_launch(tmp_path, body)
