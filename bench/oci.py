@@ -75,6 +75,8 @@ def main() -> None:
         os.chdir(bundle.path)
         found = {name: usable(name, bundle.path) for name in CANDIDATES}
         runtimes = [each for each in found.values() if isinstance(each, Measured)]
+        if not runtimes:
+            raise SystemExit(f"nothing runs here: {found}")
         for number in range(count):
             for runtime in runtimes[number % len(runtimes) :] + runtimes[: number % len(runtimes)]:
                 runtime.run(number)

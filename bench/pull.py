@@ -174,13 +174,14 @@ def measure(base: Path, wanted: argparse.Namespace) -> dict[str, dict[str, Sampl
                 registry.upload(layout(base / subject.name, subject, wanted.scale), f"bench/{subject.name}:1")
                 image = f"{registry.url}/bench/{subject.name}:1"
                 table = found.setdefault(subject.name, {})
-                for _ in range(wanted.turns):
+                for turn in range(wanted.turns):
                     for peer in daemons:
                         os.sync()
                         pull(peer, image, table.setdefault(peer.name, Samples()))
-                    if wanted.only in (None, "by-hand"):
+                    hands = table.setdefault(BY_HAND, Samples())
+                    if wanted.only in (None, "by-hand") and (turn == 0 or hands.wall):
                         os.sync()
-                        by_hand(hand, base, image, table.setdefault(BY_HAND, Samples()))
+                        by_hand(hand, base, image, hands)
                 shutil.rmtree(base / subject.name)
     return found
 

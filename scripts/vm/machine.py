@@ -82,11 +82,14 @@ def arguments(guest: Guest, job: Path, share: int, output: int) -> list[str]:
     options = f"console=ttyS0 panic=-1 quiet {root} {quick} {modules} {guest.append}"
     words = f"{guest.kernel.modules} {job} {REPOSITORY} {kind} {guest.policy or ''}"
     kernel = f"{options} init=/bin/sh -- {HERE}/init.sh {words}"
+    # One thread for all CPUs: with one each, a kernel that patches its own code (a static key, as for the first CPU quota) while another
+    # CPU runs it may die of it.
+    accelerator = "tcg,thread=single,tb-size=512"
     memory = f"memory-backend-memfd,id=memory,size={MEMORY_MB}M,share=on"
     return [
         "qemu-system-x86_64",
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-machine", "q35,memory-backend=memory", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"),
+        *("-machine", "q35,memory-backend=memory", "-accel", accelerator, "-cpu", "max"),
         *("-smp", str(CPUS), "-m", f"{MEMORY_MB}M", "-object", memory),
         *("-chardev", f"socket,id=share,fd={share}", "-device", "vhost-user-fs-pci,chardev=share,tag=hostroot"),
         *("-chardev", f"socket,id=output,fd={output}", "-device", "virtio-serial-pci"),

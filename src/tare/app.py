@@ -280,6 +280,7 @@ async def run(config: Config) -> None:
         log.info("serving on %s", config.socket)
         await stop.wait()
         log.info("stopping; containers go on")
+        daemon.store.journal.close()
         await server.stop(STOP_GRACE)
         await streaming.stop()
     finally:

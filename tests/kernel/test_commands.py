@@ -159,6 +159,7 @@ def test_time_is_kept_without_a_daemon(tmp_path: Path) -> None:
             script = f"sleep 1000 & echo $! > {child}; wait"
             call = asyncio.ensure_future(daemon.commands.run(shell(script), timeout=1.0))
             await begun(child)
+            await until(lambda: len(daemon.commands.live) == 1, "the answer")
             daemon.close()  # as the kernel does where a daemon is killed
             await gone(number_in(child))
             with pytest.raises(DeadlineExceeded):
@@ -180,10 +181,8 @@ def test_a_command_of_an_earlier_daemon_is_ended(tmp_path: Path) -> None:
         await begun(child)
         async with second_daemon(launch) as daemon:
             await daemon.commands.end_strays()
-        assert (await launch.wait(process)).code in (
-            137,
-            255,
-        )  # its record has gone with the other daemon's knowledge of it
+        # Its record went with what the other daemon knew of it; the kernel may remember.
+        assert (await launch.wait(process)).code in (137, 255)
         await gone(number_in(child))
         assert launch.handler.alive(box.process)
 

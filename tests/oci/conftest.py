@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tare.oci import seals
+from tare.oci import seals, state
 from tests.support.oci import ORACLES, Bundle, Runtime
 
 
@@ -18,7 +18,10 @@ from tests.support.oci import ORACLES, Bundle, Runtime
 def seal_is_temporary() -> Iterator[None]:
     """The mount is made once for each boot, and meant to stay; here it goes, where it was not there before."""
     before = os.path.exists(seals.DIRECTORY)
+    root = os.path.exists(state.DEFAULT_ROOT)
     yield
+    if not root and os.path.exists(state.DEFAULT_ROOT):
+        shutil.rmtree(state.DEFAULT_ROOT)  # podman's calls name no other; what it holds by now is compiled filters
     if not before and os.path.exists(seals.DIRECTORY):
         subprocess.run(["umount", f"{seals.DIRECTORY}/{seals.INTERPRETER}"], check=True)
         shutil.rmtree(seals.DIRECTORY)

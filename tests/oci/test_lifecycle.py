@@ -344,3 +344,79 @@ def test_a_terminal_in_the_foreground_is_relayed(tare: Runtime, bundle: Bundle) 
     finally:
         os.close(ours)
         os.close(theirs)
+
+
+def test_a_kept_container_is_stopped_and_there(runtime: Runtime, bundle: Bundle) -> None:
+    bundle.write("true")
+    name = runtime.name_one()
+    runtime.call("run", "--keep", "--bundle", str(bundle.path), name)
+    assert runtime.state(name)["status"] == "stopped"
+    runtime.call("delete", name)
+
+
+def test_exec_with_more_and_with_fewer_rights(runtime: Runtime, bundle: Bundle) -> None:
+    bundle.process["noNewPrivileges"] = False
+    bundle.process["capabilities"] = {kind: ["CAP_KILL"] for kind in ("bounding", "effective", "permitted")}
+    name = bundle.start(runtime)
+    facts = "grep -e CapEff -e CapBnd -e NoNewPrivs /proc/self/status"
+    done = runtime.call("exec", "--cap", "CAP_NET_RAW", "--no-new-privs", name, "sh", "-c", facts)
+    effective, bounding, locked = (line.split()[1] for line in done.stdout.splitlines())
+    assert int(effective, 16) == int(bounding, 16) == 1 << 5 | 1 << 13
+    assert locked == "1"
+    plain = runtime.call("exec", name, "sh", "-c", facts).stdout.splitlines()
+    assert [line.split()[1] for line in plain] == [f"{1 << 5:016x}"] * 2 + ["0"]
+
+
+def test_exec_inherits_descriptors(runtime: Runtime, bundle: Bundle) -> None:
+    name = bundle.start(runtime)
+    reading, writing = os.pipe()
+    os.write(writing, b"through")
+    os.close(writing)
+    words = ("exec", "--preserve-fds", "1", name, "cat", "/proc/self/fd/3")
+    done = runtime.call(*words, close_fds=False, preexec_fn=lambda: os.dup2(reading, 3))
+    os.close(reading)
+    assert done.stdout == "through"
+
+
+def test_a_paused_container_takes_an_exec_only_if_asked(tare: Runtime, bundle: Bundle) -> None:
+    name = bundle.start(tare)
+    tare.call("pause", name)
+    refused = tare.call("exec", name, "true", check=False)
+    assert "paused" in refused.stderr
+    with open(bundle.path / "output", "ab") as output:
+        argv = tare.argv("exec", "--ignore-paused", name, "true")
+        with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as running:
+            with pytest.raises(subprocess.TimeoutExpired):
+                running.wait(0.5)
+            tare.call("resume", name)
+            assert running.wait(SECONDS) == 0
+
+
+def test_a_created_container_is_killed(runtime: Runtime, bundle: Bundle) -> None:
+    name = bundle.create(runtime)
+    runtime.call("kill", name, "KILL")
+    runtime.until(name, "stopped")
+    assert runtime.call("start", name, check=False).returncode != 0
+
+
+def test_exec_in_a_group_below(tare: Runtime, bundle: Bundle) -> None:
+    path = tare.name_one()
+    bundle.linux["cgroupsPath"] = f"/{path}"
+    name = bundle.start(tare)
+    top = Path("/sys/fs/cgroup") if V2 else Path("/sys/fs/cgroup/pids")
+    (top / path / "below").mkdir()
+    words = ("--cgroup", "below") if V2 else ("--cgroup", "pids:/below")
+    done = tare.call("exec", *words, name, "cat", "/proc/self/cgroup")
+    assert any(line.endswith("/below") for line in done.stdout.splitlines())
+    assert tare.call("exec", "--cgroup", "/nowhere", name, "true", check=False).returncode == 1
+    assert tare.call("exec", "--cgroup", "../..", name, "true", check=False).returncode == 1
+    wait_for(lambda: True if rmdir(top / path / "below") else None)
+
+
+def rmdir(path: Path) -> bool:
+    """Whether a group could be removed: what ran in it may have to be reaped yet."""
+    try:
+        path.rmdir()
+    except OSError:
+        return False
+    return True

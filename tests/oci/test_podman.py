@@ -50,6 +50,11 @@ def podman(tmp_path: Path, bundle: Bundle) -> Iterator[Podman]:
     yield found
     found.call("rm", "--all", "--force", "--time", "0")
     shutil.rmtree(tmp_path / "graph")
+    top = Path("/sys/fs/cgroup")
+    for group in (*top.glob("libpod_parent"), *top.glob("*/libpod_parent")):
+        for path in (*group.glob("*"), group):
+            if path.is_dir():
+                path.rmdir()
 
 
 def test_podman_runs_its_containers(podman: Podman) -> None:

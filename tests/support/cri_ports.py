@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,12 +11,24 @@ from typing import Any, TypeVar
 
 import grpc.aio
 
+from tare.cgroups.stats import Counters
 from tare.cri.server import Server
 from tare.cri.v1 import api_pb2_grpc
 from tare.errors import FailedPrecondition, InvalidArgument, NotFound, TareError
 from tare.images.auth import RegistryAuth
 from tare.images.records import ImageConfig, ImageRecord, Usage
-from tare.runtime.records import ContainerConfig, ContainerRecord, ContainerState, PodConfig, PodRecord, PodState
+from tare.runtime.events import Event, Journal
+from tare.runtime.records import (
+    ContainerConfig,
+    ContainerRecord,
+    ContainerState,
+    PodConfig,
+    PodRecord,
+    PodState,
+    Resources,
+)
+from tare.runtime.stats import ContainerStats, FileSystem, PodDetails, PodStats
+from tare.storage.sizes import Size
 
 R = TypeVar("R")
 
@@ -79,6 +91,11 @@ class MemoryRuntime:
     finished: asyncio.Event = field(default_factory=asyncio.Event)
     fault: BaseException | None = None
     driver: str = "cgroupfs"
+    journal: Journal = field(default_factory=Journal)
+
+    @property
+    def stats(self) -> MemoryStats:
+        return MemoryStats(self)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -158,6 +175,18 @@ class MemoryRuntime:
             raise self.fault
         return known(self.containers, container_id, "container")
 
+    async def update_container(self, container_id: str, wanted: Resources) -> None:
+        self.calls.append(("update_container", known(self.containers, container_id, "container").id, wanted))
+
+    async def update_pod(self, pod_id: str, wanted: Resources, overhead: Resources | None) -> None:
+        self.calls.append(("update_pod", known(self.pods, pod_id, "pod").id, wanted, overhead))
+
+    async def use_pod_ranges(self, ranges: Sequence[str]) -> None:
+        self.calls.append(("use_pod_ranges", *ranges))
+
+    def events(self) -> AsyncGenerator[Event]:
+        return self.journal.follow()
+
     async def exec_sync(self, container_id: str, command: tuple[str, ...], timeout: float) -> Result:
         self.calls.append(("exec_sync", container_id, command, timeout))
         await self._pass_gate()
@@ -189,6 +218,58 @@ class MemoryRuntime:
 
     def container_info(self, container_id: str) -> Mapping[str, object]:
         return {"pid": 42, "id": container_id}
+
+
+@dataclass
+class MemoryStats:
+    """Fits StatsPort: everything uses a little, and what does not run uses nothing."""
+
+    runtime: MemoryRuntime
+    cgroup_version: int = 2
+
+    async def container(self, container_id: str) -> ContainerStats:
+        return measured(self.runtime.container_status(container_id))
+
+    async def containers(self, records: Sequence[ContainerRecord]) -> Sequence[ContainerStats]:
+        return [measured(record) for record in records]
+
+    async def pod(self, pod_id: str) -> PodStats:
+        return self._pod(self.runtime.pod_status(pod_id).record)
+
+    async def pods(self, records: Sequence[PodRecord]) -> Sequence[PodStats]:
+        return [self._pod(record) for record in records]
+
+    def _pod(self, record: PodRecord) -> PodStats:
+        inside = [item for item in self.runtime.containers.values() if item.pod_id == record.id]
+        return PodStats(
+            record=record,
+            at=7,
+            counters=Counters(cpu=11),
+            nano_cores=None,
+            interfaces=None,
+            processes=2,
+            containers=tuple(measured(item) for item in inside if item.state is ContainerState.RUNNING),
+        )
+
+    async def details(self) -> Sequence[PodDetails]:
+        disk = FileSystem(major=8, minor=0, bytes=1, inodes=1, inodes_free=1)
+        return [
+            PodDetails(record=record, at=7, interfaces=(), containers=(), file_system=disk)
+            for record in self.runtime.pods.values()
+        ]
+
+
+def measured(record: ContainerRecord) -> ContainerStats:
+    """Eleven nanoseconds of CPU, for one that runs."""
+    running = record.state is ContainerState.RUNNING
+    return ContainerStats(
+        record=record,
+        at=7,
+        counters=Counters(cpu=11) if running else Counters(),
+        nano_cores=None,
+        size=Size(bytes=4096, inodes=1, at=5),
+        file_system="/var/lib/tare",
+    )
 
 
 @dataclass

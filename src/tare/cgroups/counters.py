@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 MICROSECOND = 1000  # in nanoseconds
 # v1 has no word for "no limit": its counters end a page below 2**63.
@@ -16,8 +17,7 @@ NO_LIMIT_V1 = 1 << 62
 Counts = Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Stall:
+class Stall(NamedTuple):
     """One line of a pressure file: the time in all (µs), and its share (%) of the last 10, 60 and 300 s."""
 
     total: int
@@ -26,8 +26,7 @@ class Stall:
     avg300: float
 
 
-@dataclass(frozen=True, slots=True)
-class Pressure:
+class Pressure(NamedTuple):
     """`some`: at least one task waited; `full`: all did (None where the kernel does not say)."""
 
     some: Stall
@@ -89,15 +88,17 @@ def limit(text: str) -> int | None:
 
 
 def pressure(text: str) -> Pressure | None:
-    """A pressure file. None where it is empty, as the kernel leaves it when accounting is off for a group."""
-    lines = {words[0]: stall(words[1:]) for line in text.splitlines() if (words := line.split())}
-    return Pressure(lines["some"], lines.get("full")) if "some" in lines else None
+    """A pressure file: "some avg10=0.00 avg60=0.00 avg300=0.00 total=0", and the same of "full"; empty where nothing is accounted."""
+    words = text.split()
+    if len(words) < 5:
+        return None
+    return Pressure(stall(words[1:5]), stall(words[6:10]) if len(words) >= 10 else None)
 
 
 def stall(words: list[str]) -> Stall:
-    """The values of a line: avg10=0.00 avg60=0.00 avg300=0.00 total=0."""
-    values = dict(word.split("=", 1) for word in words)
-    return Stall(int(values["total"]), float(values["avg10"]), float(values["avg60"]), float(values["avg300"]))
+    """The values of a line, which the kernel always has in this order."""
+    avg10, avg60, avg300, total = (word.partition("=")[2] for word in words)
+    return Stall(int(total), float(avg10), float(avg60), float(avg300))
 
 
 def memory_v1(stat: Counts, usage: int, bound: int | None, both: int | None) -> Memory:

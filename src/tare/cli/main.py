@@ -24,6 +24,7 @@ COMMANDS = {
     "run": "tare.cli.run:run",
     "ps": "tare.cli.containers:ps",
     "pods": "tare.cli.containers:pods",
+    "stats": "tare.cli.stats:stats",
     "logs": "tare.cli.logs:logs",
     "exec": "tare.cli.interactive:execute",
     "attach": "tare.cli.interactive:attach",

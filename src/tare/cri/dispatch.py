@@ -34,6 +34,9 @@ M = TypeVar("M")
 class Context(Protocol):
     """What is used of a gRPC call's context."""
 
+    async def send_initial_metadata(self, metadata: tuple[()]) -> None:
+        """Begin the answer, before there is anything of it."""
+
     async def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
         """End the call with a status, by raising."""
 
@@ -138,6 +141,8 @@ def _stream(
 ) -> Callable[[Message, Context], AsyncIterator[Message]]:
     async def answer(request: Message, context: Context) -> AsyncIterator[Message]:
         async with contextlib.aclosing(work(request)) as replies:
+            # A client that waits for what happens from now on knows by this that it will hear of it.
+            await context.send_initial_metadata(())
             while (reply := await _answer(name, anext(replies, None), context)) is not None:
                 yield reply
 

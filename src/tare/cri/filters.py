@@ -63,7 +63,7 @@ def full_id(ids: Iterable[str], wanted: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def pod_filter(request: pb.ListPodSandboxRequest) -> PodFilter:
+def pod_filter(request: pb.ListPodSandboxRequest | pb.StreamPodSandboxesRequest) -> PodFilter:
     """Raises InvalidArgument for a state that is not CRI's."""
     wanted = request.filter
     return PodFilter(
@@ -73,7 +73,7 @@ def pod_filter(request: pb.ListPodSandboxRequest) -> PodFilter:
     )
 
 
-def container_filter(request: pb.ListContainersRequest) -> ContainerFilter:
+def container_filter(request: pb.ListContainersRequest | pb.StreamContainersRequest) -> ContainerFilter:
     """Raises InvalidArgument for a state that is not CRI's."""
     wanted = request.filter
     return ContainerFilter(

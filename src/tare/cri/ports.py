@@ -13,12 +13,14 @@ started. Every other method that changes something is run to its end in a task o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 from tare.images.auth import RegistryAuth
 from tare.images.records import ImageRecord, Usage
-from tare.runtime.records import ContainerConfig, ContainerRecord, PodConfig, PodRecord
+from tare.runtime.events import Event
+from tare.runtime.records import ContainerConfig, ContainerRecord, PodConfig, PodRecord, Resources
+from tare.runtime.stats import ContainerStats, PodDetails, PodStats
 
 
 class PodView(Protocol):
@@ -101,8 +103,35 @@ class Features(Protocol):
         """Whether `Mount.options` are applied."""
 
 
+class StatsPort(Protocol):
+    """What the runtime measures. Its answers are of now; nothing is sampled in between."""
+
+    @property
+    def cgroup_version(self) -> int:
+        """1 or 2: whose counters there are."""
+
+    async def container(self, container_id: str) -> ContainerStats:
+        """A container in any state. Raises NotFound."""
+
+    async def containers(self, records: Sequence[ContainerRecord]) -> Sequence[ContainerStats]:
+        """Each of these, in their order."""
+
+    async def pod(self, pod_id: str) -> PodStats:
+        """A pod in any state. Raises NotFound."""
+
+    async def pods(self, records: Sequence[PodRecord]) -> Sequence[PodStats]:
+        """Each of these, in their order."""
+
+    async def details(self) -> Sequence[PodDetails]:
+        """All that metrics tell, of the pods that are READY."""
+
+
 class RuntimePort(Protocol):
     """Pods and containers."""
+
+    @property
+    def stats(self) -> StatsPort:
+        """What they use."""
 
     async def run_pod(self, config: PodConfig, handler: str) -> str:
         """A new pod, READY, by its ID. `handler` "" is the default one; an unknown one raises InvalidArgument.
@@ -139,6 +168,18 @@ class RuntimePort(Protocol):
 
     def container_status(self, container_id: str) -> ContainerRecord:
         """Raises NotFound."""
+
+    async def update_container(self, container_id: str, wanted: Resources) -> None:
+        """The limits that are set hold from now on, all or none. Raises NotFound, and FailedPrecondition where it is EXITED."""
+
+    async def update_pod(self, pod_id: str, wanted: Resources, overhead: Resources | None) -> None:
+        """The same of a pod, where its control group is the runtime's own. Raises NotFound, and FailedPrecondition where it is NOTREADY."""
+
+    async def use_pod_ranges(self, ranges: Sequence[str]) -> None:
+        """Pods get their addresses from these. Raises FailedPrecondition where that cannot be."""
+
+    def events(self) -> AsyncGenerator[Event]:
+        """Every event from this call on. Raises, in their place, that some were lost, or that there will be no more."""
 
     async def exec_sync(self, container_id: str, command: tuple[str, ...], timeout: float) -> ExecResult:
         """Run `command` (never empty) to its end.

@@ -1,6 +1,7 @@
 """CRI's RuntimeService: each method translates its request, makes one call on the runtime, and translates what comes back.
 
 Methods bear CRI's names, since `dispatch` finds them by those. A method that is not here answers UNIMPLEMENTED.
+What measures is in `stats_service`, what answers in streams in `stream_service`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from tare.cri import streaming_requests as streaming
 from tare.cri import translate_replies as replies
 from tare.cri import translate_requests as requests
 from tare.cri.ports import HandlerInfo, RuntimePort, Urls
+from tare.cri.stats_service import StatsService
+from tare.cri.stream_service import StreamService
 from tare.cri.v1 import api_pb2 as pb
 from tare.errors import InternalError, Unavailable
 
@@ -25,7 +28,7 @@ CRI_VERSION: Final = "v1"
 CGROUP_DRIVERS: Final = {"cgroupfs": pb.CGROUPFS, "systemd": pb.SYSTEMD}
 
 
-class RuntimeService:
+class RuntimeService(StatsService, StreamService):
     """`about` is what a verbose Status tells of the daemon, JSON-able: its settings, for one."""
 
     lasting: frozenset[str] = frozenset(
@@ -36,10 +39,15 @@ class RuntimeService:
             "StopContainer",
             "RemoveContainer",
             "ReopenContainerLog",
+            "UpdateContainerResources",
+            "UpdatePodSandboxResources",
+            "UpdateRuntimeConfig",
         }
     )
 
     def __init__(self, runtime: RuntimePort, about: Mapping[str, object], urls: Urls | None = None) -> None:
+        StatsService.__init__(self, runtime)
+        StreamService.__init__(self, runtime)
         self._runtime = runtime
         self._about = about
         self._urls_or_none = urls
@@ -154,6 +162,30 @@ class RuntimeService:
             status=replies.container_status(record),
             info=replies.info(self._runtime.container_info(record.id)) if request.verbose else None,
         )
+
+    async def UpdateContainerResources(
+        self, request: pb.UpdateContainerResourcesRequest
+    ) -> pb.UpdateContainerResourcesResponse:
+        """All the limits that the request names hold, or none was changed."""
+        container_id = _container_id(request.container_id)
+        await self._runtime.update_container(container_id, requests.resources(request.linux, "linux"))
+        return pb.UpdateContainerResourcesResponse()
+
+    async def UpdatePodSandboxResources(
+        self, request: pb.UpdatePodSandboxResourcesRequest
+    ) -> pb.UpdatePodSandboxResourcesResponse:
+        """The same for a pod; where a kubelet has made its control group, it has changed that too, and this is noted."""
+        pod_id = _pod_id(request.pod_sandbox_id)
+        overhead = requests.resources(request.overhead, "overhead") if request.HasField("overhead") else None
+        await self._runtime.update_pod(pod_id, requests.resources(request.resources, "resources"), overhead)
+        return pb.UpdatePodSandboxResourcesResponse()
+
+    async def UpdateRuntimeConfig(self, request: pb.UpdateRuntimeConfigRequest) -> pb.UpdateRuntimeConfigResponse:
+        """The range of pods' addresses; none is named before the cluster has given the node one."""
+        ranges = requests.pod_ranges(request.runtime_config.network_config.pod_cidr)
+        if ranges:
+            await self._runtime.use_pod_ranges(ranges)
+        return pb.UpdateRuntimeConfigResponse()
 
     async def ExecSync(self, request: pb.ExecSyncRequest) -> pb.ExecSyncResponse:
         """What the command wrote, and its exit code."""

@@ -11,6 +11,7 @@ import msgspec
 from tare.cri.signals import VALUES
 from tare.cri.v1 import api_pb2 as pb
 from tare.images.records import ImageRecord
+from tare.runtime.events import Event
 from tare.runtime.records import (
     ContainerRecord,
     IdMapping,
@@ -123,6 +124,17 @@ def container_status(record: ContainerRecord) -> pb.ContainerStatus:
         image_id=record.image_id,
         user=pb.ContainerUser(linux=user),
         stop_signal=VALUES.get(record.stop_signal, pb.SIGNAL_RUNTIME_DEFAULT),
+    )
+
+
+def event(value: Event) -> pb.ContainerEventResponse:
+    """An event, with the pod and its containers in full."""
+    return pb.ContainerEventResponse(
+        container_id=value.id,
+        container_event_type=value.kind.value,
+        created_at=value.at,
+        pod_sandbox_status=pod_status(value.pod),
+        containers_statuses=[container_status(record) for record in value.containers],
     )
 
 

@@ -315,6 +315,17 @@ def command(request: pb.ExecSyncRequest) -> tuple[str, ...]:
     return checks.texts(request.cmd, "cmd")
 
 
+def pod_ranges(value: str) -> tuple[str, ...]:
+    """The ranges of addresses in a list with commas, as a kubelet has them of both families; none of an empty one."""
+    found = tuple(value.split(",")) if value else ()
+    for item in found:
+        try:
+            ipaddress.ip_network(item)
+        except ValueError as error:
+            raise checks.refuse("runtime_config.network_config.pod_cidr", str(error)) from error
+    return found
+
+
 def timeout(value: int) -> float:
     """Seconds, not negative."""
     if value < 0:

@@ -21,7 +21,7 @@ import contextlib
 import ipaddress
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from errno import ENODEV
@@ -53,9 +53,10 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remembered:
-    """What state.db keeps of a bridge by its name: the subnet of the last start."""
+    """What state.db keeps of a bridge by its name: the subnet of the last start, and the one that the cluster has given to this node."""
 
     subnet: str
+    given: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,8 @@ class EmbeddedNetwork:
         self._table = f"tare-{self._bridge}"
         self._leases = Leases(database)
         self._remembered = database.table("networks", Remembered)
+        remembered = self._remembered.get(self._bridge)
+        self._given = remembered.given if remembered is not None else ""
         self._removal = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tare-links")
         self._ready: Ready | None = None
         if config.mtu and config.mtu not in MTU_RANGE:
@@ -96,6 +99,31 @@ class EmbeddedNetwork:
         """Make the bridge, forwarding and the masquerade table; what is there already stays. Raises TareError."""
         with node() as netlink:
             self._set_up(netlink)
+
+    async def use_ranges(self, ranges: Sequence[str]) -> None:
+        """Give new pods addresses from the first IPv4 range of these, which is remembered. The settings' subnet goes before it.
+
+        Raises InvalidArgument for a range that is no use, FailedPrecondition where the settings name another, pods still hold addresses
+        of the one before, or something else uses it.
+        """
+        doing = f"use pod CIDR {','.join(ranges)}"
+        given = next((item for item in ranges if ipaddress.ip_network(item).version == 4), None)
+        if given is None:
+            raise InvalidArgument(doing, cause="the embedded network needs an IPv4 range")
+        subnet = str(subnets.parse_subnet(given, doing))
+        if self._config.subnet:
+            if subnets.parse_subnet(self._config.subnet) != ipaddress.IPv4Network(subnet):
+                cause = f"the settings have pods in {self._config.subnet}"
+                raise FailedPrecondition(doing, cause=cause, hint="take [network] subnet out of them")
+            return
+        before, self._given = self._given, subnet
+        try:
+            with node() as netlink:
+                if before != subnet or self._ready is None:
+                    self._set_up(netlink)
+        except BaseException:
+            self._given = before
+            raise
 
     def status(self) -> str | None:
         """None when pods can be attached, or why they cannot. What is missing is made, if it can be."""
@@ -160,10 +188,10 @@ class EmbeddedNetwork:
         before = ipaddress.IPv4Network(remembered.subnet) if remembered else None
         in_use = before is not None and bool(self._leases.held(str(before)))
         ranges = bridge.occupied(host, self._bridge)
-        subnet = subnets.choose_subnet(self._config.subnet, self._run, before, ranges, in_use)
+        subnet = subnets.choose_subnet(self._config.subnet or self._given, self._run, before, ranges, in_use)
         wanted = bridge.Bridge(self._bridge, self._run, gateway(subnet), self._config.mtu or bridge.uplink_mtu(host))
         index = bridge.ensure(netlink, host, wanted, gateway(before) if before else None)
-        self._remembered.put(self._bridge, Remembered(subnet=str(subnet)))
+        self._remembered.put(self._bridge, Remembered(subnet=str(subnet), given=self._given))
         sysctl.ensure("1", "net", "ipv4", "ip_forward")
         nft.apply(nft.replace(nft.Table(self._table, subnet)))
         self._ready = Ready(index, subnet, wanted.mtu)

@@ -50,9 +50,9 @@ def bridge_name(configured: str, run: Path) -> str:
     return configured
 
 
-def parse_subnet(configured: str) -> ipaddress.IPv4Network:
-    """The subnet that the configuration names. Raises InvalidArgument."""
-    doing = f"[network] subnet = {configured!r}"
+def parse_subnet(configured: str, doing: str = "") -> ipaddress.IPv4Network:
+    """The subnet that the configuration names, or `doing` another. Raises InvalidArgument."""
+    doing = doing or f"[network] subnet = {configured!r}"
     try:
         subnet = ipaddress.IPv4Network(configured)
     except ValueError as error:

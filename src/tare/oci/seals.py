@@ -52,6 +52,12 @@ def read_only() -> int:
     return tree
 
 
+def mounted(place: str) -> bool:
+    """Whether something is mounted on a file: on one of several at once, as calls that begin together make them, there is another."""
+    with open("/proc/self/mountinfo") as mounts:
+        return any(line.split(" ", 5)[4] == place for line in mounts)
+
+
 def keep(real: str) -> None:
     """Have such a mount where `tare-oci` finds it, in the place of one of an older interpreter. Where that cannot be, each call makes its own."""
     place = f"{DIRECTORY}/{INTERPRETER}"
@@ -60,7 +66,7 @@ def keep(real: str) -> None:
         # What tells the interpreter where its library is, as in a virtual environment.
         linux.replace_file(f"{DIRECTORY}/pyvenv.cfg", f"home = {os.path.dirname(real)}\n".encode())
         os.close(os.open(place, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o755))
-        if os.path.ismount(place):
+        while mounted(place):
             linux.umount(place.encode(), linux.MNT_DETACH)
         tree = read_only()
         try:

@@ -66,7 +66,7 @@ def text(value: Any, path: str) -> None:
         raise InvalidConfig(path, "there is a NUL byte in it")
     if not value.isascii():
         try:
-            value.encode()
+            value.encode("utf-8", "surrogateescape")  # which is how bytes that are no text come and go
         except UnicodeEncodeError:
             raise InvalidConfig(path, "half of a surrogate pair is in it") from None
 

@@ -24,6 +24,7 @@ class PodEvent(enum.Enum):
     RUN = "run"
     CREATE = "create a container in"
     START = "start a container in"
+    UPDATE = "update the limits of"
     STOP = "stop"
     LOST = "lose"
     REMOVE = "remove"
@@ -37,6 +38,7 @@ class ContainerEvent(enum.Enum):
     START_FAILED = "fail to start"
     EXEC = "exec in"
     REOPEN_LOG = "reopen the log of"
+    UPDATE = "update the limits of"
     STOP = "stop"
     EXIT = "exit"
     LOST = "lose"
@@ -47,6 +49,7 @@ POD: Mapping[tuple[PodState | None, PodEvent], PodState | None] = {
     (None, PodEvent.RUN): PodState.READY,
     (PodState.READY, PodEvent.CREATE): PodState.READY,
     (PodState.READY, PodEvent.START): PodState.READY,
+    (PodState.READY, PodEvent.UPDATE): PodState.READY,
     (PodState.READY, PodEvent.STOP): PodState.NOTREADY,
     (PodState.NOTREADY, PodEvent.STOP): PodState.NOTREADY,
     (PodState.READY, PodEvent.LOST): PodState.NOTREADY,
@@ -56,10 +59,12 @@ POD: Mapping[tuple[PodState | None, PodEvent], PodState | None] = {
 
 CONTAINER: Mapping[tuple[ContainerState | None, ContainerEvent], ContainerState | None] = {
     (None, ContainerEvent.CREATE): ContainerState.CREATED,
+    (ContainerState.CREATED, ContainerEvent.UPDATE): ContainerState.CREATED,
     (ContainerState.CREATED, ContainerEvent.START): ContainerState.RUNNING,
     (ContainerState.CREATED, ContainerEvent.START_FAILED): ContainerState.EXITED,
     (ContainerState.RUNNING, ContainerEvent.EXEC): ContainerState.RUNNING,
     (ContainerState.RUNNING, ContainerEvent.REOPEN_LOG): ContainerState.RUNNING,
+    (ContainerState.RUNNING, ContainerEvent.UPDATE): ContainerState.RUNNING,
     (ContainerState.CREATED, ContainerEvent.STOP): ContainerState.CREATED,
     (ContainerState.RUNNING, ContainerEvent.STOP): ContainerState.RUNNING,
     (ContainerState.EXITED, ContainerEvent.STOP): ContainerState.EXITED,

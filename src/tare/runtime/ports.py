@@ -152,6 +152,9 @@ class Network(Protocol):
     async def recover(self, pods: set[str]) -> None:
         """Let go of what belongs to no pod of these."""
 
+    async def use_ranges(self, ranges: Sequence[str]) -> None:
+        """Give new pods addresses from these ranges. Raises InvalidArgument, FailedPrecondition."""
+
     def status(self) -> str | None:
         """Why there is no network, or None."""
 
@@ -170,7 +173,10 @@ class Images(Protocol):
 
 
 class Cgroups(Protocol):
-    """Groups of containers. `driver` is who makes them, "cgroupfs" or "systemd"; `skipped` counts what was limited and is not there, `found` says where groups are."""
+    """Groups of containers. `driver` is who makes them, "cgroupfs" or "systemd"; `found` says where they are.
+
+    `skipped` counts what was limited and is not there.
+    """
 
     driver: str
     skipped: dict[str, int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 SECOND = 1_000_000_000
@@ -36,7 +37,7 @@ class Rates:
         elapsed = clock - base.clock
         return (usage - base.usage) * SECOND // elapsed if elapsed > 0 else None
 
-    def keep(self, keys: set[str]) -> None:
+    def keep(self, keys: Set[str]) -> None:
         """Forget all others."""
         for key in self._marks.keys() - keys:
             del self._marks[key]

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Iterable
 from pathlib import Path
 
 from tare.errors import describe
-from tare.runtime import containers, creating, exits, lifecycle, podfiles, pods, strays
+from tare.runtime import containers, creating, exits, lifecycle, podfiles, pods, strays, updating
 from tare.runtime.bounds import deadline
 from tare.runtime.exits import Watchers, process_of
 from tare.runtime.ports import Parts
@@ -64,11 +64,13 @@ async def go_on(parts: Parts, container_id: str) -> None:
 
 
 async def undo(parts: Parts) -> None:
-    """Half-made pods, containers and starts."""
+    """Half-made pods, containers and starts, and half-made changes of them."""
     operations = parts.operations
     count = await operations.recover(containers.START_CONTAINER, lambda names: containers.restore(parts, names))
     count += await operations.recover(creating.CREATE_CONTAINER, lambda names: creating.restore(parts, names))
     count += await operations.recover(pods.RUN_POD, lambda names: pods.restore(parts, names))
+    for update in (updating.UPDATE_CONTAINER, updating.UPDATE_POD):
+        count += await operations.recover(update, lambda names: updating.restore(parts, names))
     if count:
         log.info("%d operations that an earlier daemon left half done were taken back", count)
 

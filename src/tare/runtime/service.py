@@ -14,21 +14,22 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tare.errors import AlreadyExists, FailedPrecondition, TareError, Unavailable, describe
 from tare.handlers.builtin import Process
-from tare.runtime import containers, creating, exec, lifecycle, pods, strays
+from tare.runtime import containers, creating, exec, lifecycle, pods, strays, updating
 from tare.runtime.abilities import Abilities
 from tare.runtime.bounds import deadline
 from tare.runtime.containers import LOGGER_SECONDS
+from tare.runtime.events import Event
 from tare.runtime.exits import Watchers
 from tare.runtime.joining import Joining
 from tare.runtime.lifecycle import ContainerEvent, PodEvent
 from tare.runtime.locks import Locks
 from tare.runtime.ports import Cgroups, Parts
-from tare.runtime.records import ContainerConfig, ContainerRecord, PodConfig, PodRecord, PodState
+from tare.runtime.records import ContainerConfig, ContainerRecord, PodConfig, PodRecord, PodState, Resources
 from tare.runtime.spec import exec_process
 from tare.runtime.stats import Stats
 from tare.runtime.stopping import Stops
@@ -202,6 +203,15 @@ class Runtime:
         """All, newest first."""
         return sorted(self._store.pods.values(), key=lambda pod: pod.created_at, reverse=True)
 
+    async def update_pod(self, pod_id: str, wanted: Resources, overhead: Resources | None) -> None:
+        """These limits hold, all or none. Raises NotFound, FailedPrecondition, InvalidArgument."""
+        pod = self._store.pod(pod_id, "update")
+        self.runs.used(pod.config.metadata.key)
+        async with self._locks.hold(pod.id, f"update pod {pod.id}"):
+            update = updating.pod_update(self.parts, self._store.pod(pod.id, "update"), wanted, overhead)
+            await self.parts.operations.run(updating.UPDATE_POD, update, update.names)
+        log.info("pod %s: limits updated", pod.id)
+
     # Containers
 
     async def create_container(self, pod_id: str, config: ContainerConfig, pod_config: PodConfig) -> str:
@@ -294,6 +304,15 @@ class Runtime:
             await self.parts.operations.run(containers.REMOVE_CONTAINER, ref, ref.names)
         log.info("container %s removed", record.id)
 
+    async def update_container(self, container_id: str, wanted: Resources) -> None:
+        """These limits hold, all or none. Raises NotFound, FailedPrecondition, InvalidArgument."""
+        record = self._store.container(container_id, "update")
+        self.creations.used(container_key(record.pod_id, record.config.metadata))
+        async with self._locks.hold(record.id, f"update container {record.id}"):
+            update = updating.container_update(self.parts, self._store.container(record.id, "update"), wanted)
+            await self.parts.operations.run(updating.UPDATE_CONTAINER, update, update.names)
+        log.info("container %s: limits updated", record.id)
+
     def list_containers(self) -> Sequence[ContainerRecord]:
         """All, newest first."""
         return sorted(self._store.containers.values(), key=lambda record: record.created_at, reverse=True)
@@ -346,6 +365,14 @@ class Runtime:
         return record
 
     # The node
+
+    def events(self) -> AsyncGenerator[Event]:
+        """As `Journal.follow`."""
+        return self._store.journal.follow()
+
+    async def use_pod_ranges(self, ranges: Sequence[str]) -> None:
+        """New pods get their addresses from these. Raises InvalidArgument, FailedPrecondition."""
+        await self.parts.network.use_ranges(ranges)
 
     async def conditions(self) -> Sequence[Condition]:
         """RuntimeReady and NetworkReady, which a node needs to be ready; and what of it cannot be used."""

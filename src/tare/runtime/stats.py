@@ -122,14 +122,11 @@ class Stats:
 
     async def containers(self, records: Sequence[ContainerRecord]) -> list[ContainerStats]:
         """Each of these."""
-        sizes = asyncio.ensure_future(self._sizes.get(record.id for record in records))
-        try:
-            readings = await asyncio.to_thread(self._read, [self._group(record.id) for record in records])
-            counted = await sizes
-        finally:
-            sizes.cancel()
+        # One after the other: threads that do next to nothing but call the kernel hinder each other.
+        sizes = await self._sizes.get(record.id for record in records)
+        readings = await asyncio.to_thread(self._read, [self._group(record.id) for record in records])
         self._forget()
-        return [self._stats(record, reading, counted) for record, reading in zip(records, readings, strict=True)]
+        return [self._stats(record, reading, sizes) for record, reading in zip(records, readings, strict=True)]
 
     def _stats(self, record: ContainerRecord, reading: Reading, sizes: Mapping[str, Size]) -> ContainerStats:
         return ContainerStats(
@@ -152,9 +149,10 @@ class Stats:
 
     def _read(self, paths: Iterable[str]) -> list[Reading]:
         """Blocks."""
+        kept = {facts.cgroup for facts in list(self._store.container_facts.values())}
+        self._reader.keep(kept | {pod.cgroup_parent for pod in list(self._store.pods.values())})
         return [
-            Reading(time.time_ns(), time.monotonic_ns(), self._reader.read(path) if path else NOTHING)
-            for path in paths
+            Reading(time.time_ns(), time.monotonic_ns(), self._reader.read(path) if path else NOTHING) for path in paths
         ]
 
     def _forget(self) -> None:
@@ -177,16 +175,17 @@ class Stats:
     async def pods(self, records: Sequence[PodRecord]) -> list[PodStats]:
         """Each of these."""
         members = {record.id: self.running(record.id) for record in records}
-        owners = collections.Counter(pod.cgroup_parent for pod in self._store.pods.values())
-        parents = [
-            pod.cgroup_parent if owners[pod.cgroup_parent] == 1 and pod.state is PodState.READY else ""
-            for pod in records
-        ]
-        network = asyncio.to_thread(traffic.look, self._namespaces(records))
+        ready = {pod.id: pod.cgroup_parent for pod in self._store.pods.values() if pod.state is PodState.READY}
+        owners = collections.Counter(ready.values())
+        parents = [pod.cgroup_parent if pod.id in ready and owners[pod.cgroup_parent] == 1 else "" for pod in records]
         inside = [record for pod in records for record in members[pod.id]]
-        counting = asyncio.to_thread(self._count, [self._group(record.id) for record in inside])
-        containers, groups, interfaces, counts = await asyncio.gather(
-            self.containers(inside), asyncio.to_thread(self._read, parents), network, counting
+        containers = await self.containers(inside)
+        groups, counts, interfaces = await asyncio.to_thread(
+            lambda: (
+                self._read(parents),
+                self._count(self._group(record.id) for record in inside),
+                traffic.look(self._namespaces(records)),
+            )
         )
         stats, processes = iter(containers), iter(counts)
         found = []
@@ -225,14 +224,14 @@ class Stats:
         """Everything, of all pods that are READY."""
         records = [record for record in self._store.pods.values() if record.state is PodState.READY]
         members = [record for pod in records for record in self.running(pod.id)]
-        interfaces, stats, disk = await asyncio.gather(
-            asyncio.to_thread(traffic.look, self._namespaces(records)),
-            self.containers(members),
-            asyncio.to_thread(file_system, self._parts.snapshots.file_system),
+        stats = await self.containers(members)
+        found, interfaces, disk = await asyncio.to_thread(
+            lambda: (
+                self._details(stats),
+                traffic.look(self._namespaces(records)),
+                file_system(self._parts.snapshots.file_system),
+            )
         )
-        mains = [facts.process.pid if (facts := self._store.container_facts.get(m.id)) else 0 for m in members]
-        groups = [self._group(member.id) for member in members]
-        found = await asyncio.to_thread(self._details, list(zip(stats, groups, mains, strict=True)))
         by_pod: dict[str, list[ContainerDetails]] = {}
         for item in found:
             by_pod.setdefault(item.stats.record.pod_id, []).append(item)
@@ -247,19 +246,23 @@ class Stats:
             for record in records
         ]
 
-    def _details(self, containers: Iterable[tuple[ContainerStats, str, int]]) -> list[ContainerDetails]:
-        """Of those that have a group still. Blocks."""
-        return [
-            ContainerDetails(
-                stats=stats,
-                cgroup=group,
-                details=self._reader.details(group),
-                census=census.take(self._reader.members(group), main),
-                oom_kills=self._parts.cgroups.oom_kills(group),
-            )
-            for stats, group, main in containers
-            if group
-        ]
+    def _details(self, containers: Iterable[ContainerStats]) -> list[ContainerDetails]:
+        """Of those that run still. Blocks."""
+        found = []
+        for stats in containers:
+            facts = self._store.container_facts.get(stats.record.id)
+            if facts is not None:
+                group = facts.cgroup
+                found.append(
+                    ContainerDetails(
+                        stats=stats,
+                        cgroup=group,
+                        details=self._reader.details(group),
+                        census=census.take(self._reader.members(group), facts.process.pid),
+                        oom_kills=self._parts.cgroups.oom_kills(group),
+                    )
+                )
+        return found
 
 
 def completed(own: Counters, inside: Sequence[Counters]) -> Counters:

@@ -7,7 +7,8 @@
                container_facts  ContainerFacts   what exists of a container in this boot
                offers           Offer            pods and containers whose caller has not had the answer yet
 
-Nothing here touches anything but memory and the databases, and nothing waits.
+Every change of a state is an event (`events`), told when it is on record. Nothing here touches anything but memory and the
+databases, and nothing waits.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tare.errors import AlreadyExists, InternalError, InvalidArgument, NotFound
+from tare.runtime.events import CONTAINER_KINDS, POD_KINDS, Journal, Kind
 from tare.runtime.records import ContainerMetadata, ContainerRecord, PodRecord, ProcessFact
 from tare.state.database import Database
 
@@ -95,6 +97,7 @@ class Store:
     """Pods and containers. Names are held from `reserve_…` until the thing is dropped or the reservation released."""
 
     def __init__(self, state: Database, boot: Database) -> None:
+        self.journal = Journal()
         self._state = state
         self._boot = boot
         self._pods = state.table("pods", PodRecord)
@@ -218,7 +221,11 @@ class Store:
     def put_pod(self, record: PodRecord) -> None:
         """A pod as it is now."""
         self._pods.put(record.id, record)
+        before = self.pods.get(record.id)
         self.pods[record.id] = record
+        if before is None or before.state is not record.state:
+            for kind in POD_KINDS[record.state]:
+                self._tell(kind, record.id, record)
 
     def put_pod_facts(self, pod_id: str, facts: PodFacts) -> None:
         """What exists of a pod now."""
@@ -239,6 +246,7 @@ class Store:
         record = self.pods.pop(pod_id, None)
         if record is not None:
             self._names.pop(record.config.metadata.key, None)
+            self._tell(Kind.DELETED, pod_id, record)
 
     def add_container(self, record: ContainerRecord, plan: Plan) -> None:
         """A new container, offered to its caller."""
@@ -246,14 +254,30 @@ class Store:
         self._names[name] = record.id
         self._members.setdefault(record.pod_id, {})[record.id] = None
         self._offers.put(record.id, Offer(made_at=record.created_at))
-        with self._state.transaction():
-            self._plans.put(record.id, plan)
-            self.put_container(record)
+        self.put_planned(record, plan)
 
     def put_container(self, record: ContainerRecord) -> None:
         """A container as it is now."""
         self._containers.put(record.id, record)
+        self._changed(record)
+
+    def _changed(self, record: ContainerRecord) -> None:
+        before = self.containers.get(record.id)
         self.containers[record.id] = record
+        if before is None or before.state is not record.state:
+            self._tell(CONTAINER_KINDS[record.state], record.id, self.pods.get(record.pod_id))
+
+    def _tell(self, kind: Kind, thing: str, pod: PodRecord | None) -> None:
+        """It is an event, of a pod that there is (was, for its own end)."""
+        if pod is not None:
+            self.journal.add(kind, thing, pod, self.view(pod).containers)
+
+    def put_planned(self, record: ContainerRecord, plan: Plan) -> None:
+        """A container as it is now, its static half included."""
+        with self._state.transaction():
+            self._plans.put(record.id, plan)
+            self._containers.put(record.id, record)
+        self._changed(record)
 
     def put_container_facts(self, container_id: str, facts: ContainerFacts) -> None:
         """What exists of a started container."""
@@ -277,6 +301,7 @@ class Store:
         if record is not None:
             self._names.pop(container_key(record.pod_id, record.config.metadata), None)
             self._leave(record.pod_id, container_id)
+            self._tell(Kind.DELETED, container_id, self.pods.get(record.pod_id))
 
     def claim(self, thing: str) -> None:
         """The caller has the answer about this pod or container."""

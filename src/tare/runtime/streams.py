@@ -93,6 +93,7 @@ class Command:
         self._hangup_seconds = hangup_seconds
         self._ours: list[Descriptor] = []
         self._heard = asyncio.Event()
+        self._held: set[str] = set()  # streams whose client is being waited for
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -175,9 +176,7 @@ class Command:
 
     async def _feed(self, sink: Descriptor, *, close: bool) -> None:
         """From the client to the command. A pipe is closed at the end; a terminal has no end but its hangup."""
-        while data := await self._client.stdin():
-            if not await sink.write(data):
-                break
+        await pass_on(self._client, sink)
         if close:
             sink.close()
 
@@ -185,7 +184,9 @@ class Command:
         """From the command to the client."""
         while data := await source.read():
             self._heard.set()
+            self._held.add(name)
             await self._client.write(name, data)
+            self._held.discard(name)
 
     async def _follow_window(self, master: Descriptor) -> None:
         while (size := await self._client.next_size()) is not None:
@@ -199,14 +200,14 @@ class Command:
         await self._end(process)
 
     async def _drain(self, copies: list[asyncio.Task[None]]) -> None:
-        """Deliver what the command has written, but do not wait for children that it has left running."""
+        """Deliver what the command has written, however slow the client is, but do not wait for children that it has left running."""
         while copies:
             self._heard.clear()
             done, _ = await asyncio.wait(copies, timeout=QUIET_SECONDS)
             copies = [task for task in copies if task not in done]
             for task in done:
                 task.result()
-            if not done and not self._heard.is_set():
+            if not done and not self._heard.is_set() and not self._held:
                 return
 
 
@@ -255,9 +256,7 @@ class Attachment:
     async def _feed(self) -> None:
         if self._sink is None:
             return
-        while data := await self._client.stdin():
-            if not await self._sink.write(data):
-                return
+        await pass_on(self._client, self._sink)
         if not self._tty:
             self._sink.close()
             await self._ended()
@@ -266,3 +265,10 @@ class Attachment:
         while (size := await self._client.next_size()) is not None:
             if self._tty and self._sink is not None:
                 self._sink.resize(size.width, size.height)
+
+
+async def pass_on(client: Client, sink: Descriptor) -> None:
+    """What a client says, to its end. Where nobody reads any more it is dropped: a connection that is not read hides its own end."""
+    heard = True
+    while data := await client.stdin():
+        heard = heard and await sink.write(data)

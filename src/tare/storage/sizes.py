@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from tare.storage.overlay import Usage
@@ -62,7 +62,7 @@ class Sizes:
             await asyncio.wait((self._work,), timeout=self._patience)
         return {item: self._known[item].size for item in asked if item in self._known}
 
-    def keep(self, container_ids: set[str]) -> None:
+    def keep(self, container_ids: Set[str]) -> None:
         """Forget all others."""
         for item in self._known.keys() - container_ids:
             del self._known[item]
@@ -70,24 +70,29 @@ class Sizes:
     async def _count_due(self) -> None:
         try:
             while self._due:
-                self._known.update(await asyncio.to_thread(self._count_some, list(self._due)))
+                for item, known in (await asyncio.to_thread(self._count_some, list(self._due))).items():
+                    self._due.pop(item)
+                    if known is not None:
+                        self._known[item] = known
         finally:
             self._work = None
 
-    def _count_some(self, due: list[str]) -> dict[str, Known]:
+    def _count_some(self, due: list[str]) -> dict[str, Known | None]:
         """As many as can be counted in a short while, one at least: those who wait for the small ones do not wait for the next big one."""
-        known = {}
+        found: dict[str, Known | None] = {}
         end = time.monotonic() + SLICE
         for item in due:
-            self._due.pop(item, None)
-            try:
-                usage, cost = self._count(item)
-            except OSError as error:
-                # It is being removed, or its disk has trouble: it keeps the size that it had, and is tried again when asked for.
-                log.debug("the writable layer of container %s was not counted: %s", item, error)
-                continue
-            size = Size(bytes=usage.bytes, inodes=usage.inodes, at=time.time_ns())
-            known[item] = Known(size, time.monotonic() + max(FRESH, cost * SHARE))
+            found[item] = self._count_one(item)
             if time.monotonic() > end:
                 break
-        return known
+        return found
+
+    def _count_one(self, item: str) -> Known | None:
+        try:
+            usage, cost = self._count(item)
+        except OSError as error:
+            # It is being removed, or its disk has trouble: it keeps the size that it had, and is tried again when asked for.
+            log.debug("the writable layer of container %s was not counted: %s", item, error)
+            return None
+        size = Size(bytes=usage.bytes, inodes=usage.inodes, at=time.time_ns())
+        return Known(size, time.monotonic() + max(FRESH, cost * SHARE))

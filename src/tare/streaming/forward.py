@@ -16,7 +16,7 @@ from typing import Any
 
 from tare.errors import TareError, describe
 from tare.streaming import channels
-from tare.streaming.peers import CHUNK, PROTOCOL_ERROR, Inbox, SpdyPeer, SpdyStream, WebSocketPeer
+from tare.streaming.peers import CHUNK, PROTOCOL_ERROR, Inbox, SpdyPeer, SpdyStream, WebSocketPeer, bounded, end
 
 Dial = Callable[[int], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 """A connection to a port in the pod. Raises TareError where there is none."""
@@ -24,6 +24,8 @@ Dial = Callable[[int], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWrite
 PROTOCOL = "portforward.k8s.io"
 PAIR_SECONDS = 30.0  # for the second stream of a pair to come
 MAX_PORT = 0xFFFF
+MAX_HALVES = 1000  # streams that wait for the other of their pair
+HANG_UP_SECONDS = 5.0  # for a pod to take what is still under way to it
 
 
 class BadPort(Exception):
@@ -43,18 +45,18 @@ class Forward:
     def __init__(self, peer: SpdyPeer, dial: Dial) -> None:
         self._peer, self._dial = peer, dial
         self._halves: dict[str, tuple[SpdyStream, asyncio.Task[None]]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def serve(self) -> None:
         """Take pairs of streams, and join each to a connection."""
+        sort = asyncio.create_task(self._sort_all())
+        gone = asyncio.create_task(self._peer.gone.wait())
         try:
-            while (stream := await self._peer.next_stream()) is not None:
-                await self._sort(stream)
+            await asyncio.wait((sort, gone), return_when=asyncio.FIRST_COMPLETED)
+            if sort.done():
+                sort.result()
         finally:
-            for task in list(self._tasks):
-                task.cancel()
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+            await end([sort, gone, *self._tasks])
             await self._peer.close()
 
     def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -63,10 +65,14 @@ class Forward:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    async def _sort_all(self) -> None:
+        while (stream := await self._peer.next_stream()) is not None:
+            await self._sort(stream)
+
     async def _sort(self, stream: SpdyStream) -> None:
         """Find the other half of a pair, or wait for it."""
         kind = stream.headers.get("streamtype", "")
-        if kind not in ("error", "data") or "port" not in stream.headers:
+        if kind not in ("error", "data") or "port" not in stream.headers or len(self._halves) > MAX_HALVES:
             await stream.abort()
             return
         pair = stream.headers.get("requestid") or f"stream {stream.number - 2 * (kind == 'data')}"
@@ -99,19 +105,19 @@ class Forward:
             await error.send(f"forward port {text}: {describe(failure)}".encode(), fin=True)
             await data.abort()
             return
+        inward = asyncio.create_task(into(writer, data.receive, data.reset))
+        outward = asyncio.create_task(out_of(reader, data))
+        reset = asyncio.create_task(data.reset.wait())
+        tasks = (inward, outward, reset)
         try:
-            inward = asyncio.create_task(into(writer, data.receive, data.reset))
-            outward = asyncio.create_task(out_of(reader, data))
-            reset = asyncio.create_task(data.reset.wait())
             both = asyncio.gather(inward, outward)
             await asyncio.wait((both, reset), return_when=asyncio.FIRST_COMPLETED)
-            for task in (inward, outward, reset):
-                task.cancel()
-            await asyncio.wait((inward, outward, reset))
-            if both.done() and not both.cancelled() and both.exception() is not None:
-                await error.send(f"forward port {text}: {both.exception()}".encode())
+            if both.done() and (failure := both.exception()) is not None:
+                await error.send(f"forward port {text}: {describe(failure)}".encode())
+                await data.abort()
         finally:
-            await error.send(b"", fin=True)
+            await end(tasks)
+            await bounded(error.send(b"", fin=True))
             await hang_up(writer)
 
 
@@ -133,10 +139,14 @@ async def out_of(reader: asyncio.StreamReader, stream: SpdyStream) -> None:
 
 
 async def hang_up(writer: asyncio.StreamWriter) -> None:
-    """Close a connection into the pod."""
+    """Close a connection into the pod, with what was said before it delivered if somebody there takes it."""
     writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
+    try:
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(HANG_UP_SECONDS):
+                await writer.wait_closed()
+    finally:
+        writer.transport.abort()
 
 
 class SocketForward:
@@ -152,13 +162,12 @@ class SocketForward:
             for channel in (2 * index, 2 * index + 1):
                 await self._say(channel, port.to_bytes(2, "little"))
         reader = asyncio.create_task(self._read())
+        gone = asyncio.create_task(self._peer.gone.wait())
         joins = [asyncio.create_task(self._join(index, port)) for index, port in enumerate(self._ports)]
         try:
-            await asyncio.wait((reader, asyncio.gather(*joins)), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((reader, gone, asyncio.gather(*joins)), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (reader, *joins):
-                task.cancel()
-            await asyncio.wait((reader, *joins))
+            await end([reader, gone, *joins])
             await self._peer.close()
 
     async def _say(self, channel: int, data: bytes) -> None:
@@ -192,8 +201,8 @@ class SocketForward:
         except OSError as failure:
             await self._say(2 * index + 1, f"forward port {port}: {describe(failure)}".encode())
         finally:
-            inward.cancel()
-            await asyncio.wait([inward])
+            inbox.discard()
+            await end([inward])
             await hang_up(writer)
 
     async def _inward(self, inbox: Inbox[bytes], writer: asyncio.StreamWriter) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import select
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
 from wsproto.connection import Connection as WebSocket
@@ -100,13 +100,14 @@ class Inbox(Generic[Piece]):
         """Bytes with those that came right behind them: fewer turns for a stream of small frames."""
         if not self._pieces:
             return first
-        rest = b"".join(self._pieces)
+        rest = self._size
+        whole = b"".join((first, *self._pieces))
         self._pieces.clear()
         self._size = 0
         self._room.set()
         if self._taken is not None:
-            self._taken(len(rest))
-        return first + rest
+            self._taken(rest)
+        return whole
 
 
 class Carrier(Protocol):
@@ -160,23 +161,34 @@ class Stream:
         return bool(look.poll(0))
 
     async def close(self, ended: asyncio.Event) -> None:
-        """See Carrier. The sending half goes first: closed whole with something unread, TCP would throw away what was sent."""
-        with contextlib.suppress(OSError):
-            if self._writer.can_write_eof():
+        """See Carrier. The sending half goes first: closed whole with something unread, TCP would throw away what was sent.
+
+        TLS has no halves, but a last word of its own, for whose answer `close` waits.
+        """
+        if self._writer.can_write_eof():
+            with contextlib.suppress(OSError):
                 self._writer.write_eof()
-        await bounded(ended.wait())
+            await bounded(ended.wait())
         self._writer.close()
-        with contextlib.suppress(OSError):
-            await bounded(self._writer.wait_closed())
+        try:
+            with contextlib.suppress(OSError):
+                await bounded(self._writer.wait_closed())
+        finally:
+            self._writer.transport.abort()
 
 
 class Peer:
-    """A connection to a client, read from `begin` on until it ends; `close` ends it. `idle`: seconds without a word after which it is given up."""
+    """A connection to a client, read from `begin` on until it ends; `close` ends it.
+
+    `idle`: seconds in which neither side says a word, after which it is given up.
+    """
 
     def __init__(self, carrier: Carrier, idle: float) -> None:
         self._carrier, self._idle = carrier, idle
         self._task: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._heard = 0.0  # when either side said something last
         self.gone = asyncio.Event()
 
     def begin(self) -> None:
@@ -184,20 +196,32 @@ class Peer:
         self._task = asyncio.get_running_loop().create_task(self._serve())
 
     async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._heard = loop.time()
         try:
-            while True:
-                async with asyncio.timeout(self._idle):
-                    data = await self._carrier.read()
-                if not data:
-                    return
-                await self._take(data)
+            async with asyncio.timeout(None) as bound:
+                self._look(bound)
+                while data := await self._carrier.read():
+                    self._heard = loop.time()
+                    await self._take(data)
         except (OSError, TimeoutError, spdy.SpdyError, RemoteProtocolError) as error:
             log.debug("a streaming client: %r", error)
         finally:
+            if self._timer is not None:
+                self._timer.cancel()
             self._push()
             self._ended.set()
             self.gone.set()
             self._end_all()
+
+    def _look(self, bound: asyncio.Timeout) -> None:
+        """End the reading where neither side has said a word for too long; else look again when that may be."""
+        loop = asyncio.get_running_loop()
+        rest = self._heard + self._idle - loop.time()
+        if rest <= 0:
+            bound.reschedule(loop.time())
+        else:
+            self._timer = loop.call_later(rest, self._look, bound)
 
     async def _take(self, data: bytes) -> None:
         raise NotImplementedError
@@ -223,6 +247,7 @@ class Peer:
         """Hand what is to be sent to the connection."""
         data = self._output()
         if data and not self._ended.is_set():
+            self._heard = asyncio.get_running_loop().time()
             self._carrier.write(data)
 
     async def flush(self) -> None:
@@ -244,6 +269,20 @@ async def bounded(work: Coroutine[Any, Any, object]) -> None:
     """Wait for it, but not for ever."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(work, CLOSE_SECONDS)
+
+
+async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and return when they have ended: not before, even where the caller is cancelled meanwhile."""
+    cancelled = False
+    for task in tasks:
+        task.cancel()
+    while any(not task.done() for task in tasks):
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 class SpdyStream:
@@ -279,6 +318,7 @@ class SpdyPeer(Peer):
         self._streams: dict[int, SpdyStream] = {}
         self._new: asyncio.Queue[SpdyStream | None] = asyncio.Queue()
         self._pushing = False
+        self._refusing = False
 
     def _output(self) -> bytes:
         return self._spdy.output()
@@ -289,7 +329,11 @@ class SpdyPeer(Peer):
         await self.flush()
 
     async def _event(self, event: spdy.Event) -> None:
-        if isinstance(event, spdy.Opened):
+        if isinstance(event, spdy.Opened) and self._refusing:
+            self._spdy.reset(event.stream, spdy.REFUSED_STREAM)
+        elif isinstance(event, spdy.Opened):
+            if self._new.qsize() >= spdy.MAX_STREAMS:
+                raise spdy.SpdyError("streams are opened faster than they are used")
             stream = SpdyStream(self, event.stream, event.headers)
             self._streams[event.stream] = stream
             self._spdy.accept(event.stream)
@@ -303,12 +347,22 @@ class SpdyPeer(Peer):
                     known.inbox.put(event.data)
                 if event.fin:
                     known.inbox.end()
+                    self._forget(event.stream)
                 await self._wait_for(known.inbox)
         elif isinstance(event, spdy.Reset):
             ended = self._streams.pop(event.stream, None)
             if ended is not None:
                 ended.reset.set()
                 ended.inbox.discard()
+
+    def _forget(self, number: int) -> None:
+        """A stream that is over both ways has no more news."""
+        if not self._spdy.has(number):
+            self._streams.pop(number, None)
+
+    def take_no_more(self) -> None:
+        """Refuse further streams."""
+        self._refusing = True
 
     def _end_all(self) -> None:
         for stream in self._streams.values():
@@ -322,6 +376,8 @@ class SpdyPeer(Peer):
     async def send(self, number: int, data: bytes, *, fin: bool) -> None:
         """Bytes on a stream."""
         self._spdy.send(number, data, fin=fin)
+        if fin:
+            self._forget(number)
         await self.flush()
 
     async def abort(self, number: int) -> None:
@@ -415,14 +471,10 @@ class WebSocketPeer(Peer):
             self._say(BytesMessage(data=message))
         await self.flush()
 
-    async def ping(self) -> None:
-        """Ask whether the client is there: an answer counts as life."""
-        self._say(Ping())
-        await self.flush()
-
     async def close(self, code: int = NORMAL, reason: str = "") -> None:
         """Say goodbye, and end."""
         self._say(CloseConnection(code=code, reason=reason[:120]))
+        self._messages.discard()
         await super().close()
 
 

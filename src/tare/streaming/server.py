@@ -11,7 +11,9 @@ dials the port. h11 reads requests, wsproto makes WebSockets; a request's head i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import socket
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +37,9 @@ HEAD_SIZE = 32 << 10
 LIMIT = 512 << 10  # bytes of a connection that are read ahead
 IDLE_SECONDS = 4 * 3600.0
 MAX_CONNECTIONS = 1000
+LINGER_SECONDS, LINGER_SIZE = 1.0, 1 << 20  # a client that was refused may say no more than this to its end
+KEEPALIVE = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 9}  # seconds, seconds, times
+ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where a client on the node reaches what listens everywhere
 SPDY = "SPDY/3.1"
 TUNNEL = "SPDY/3.1+portforward.k8s.io"
 EXEC, ATTACH, FORWARD = "exec", "attach", "portforward"
@@ -94,12 +99,10 @@ class Server:
     async def start(self) -> None:
         """Listen. Raises FailedPrecondition."""
         try:
-            self._server = await asyncio.start_server(
-                self._connected, self._host, self._port, ssl=self._tls, limit=LIMIT
-            )
+            self._server = await asyncio.start_server(self._connected, self._host, self._port, limit=LIMIT)
             if self._path is not None:
                 self._path.unlink(missing_ok=True)
-                self._local = await asyncio.start_unix_server(self._connected, self._path, limit=LIMIT)
+                self._local = await asyncio.start_unix_server(self._connected_here, self._path, limit=LIMIT)
                 self._path.chmod(0o600)
         except OSError as error:
             raise FailedPrecondition(f"stream on {self._host} port {self._port}", cause=error) from error
@@ -117,27 +120,42 @@ class Server:
 
     def url(self, kind: str, request: Request) -> str:
         """A URL that is good once, for a minute. Raises ResourceExhausted."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
+        host = ANY.get(self._host, self._host)
+        host = f"[{host}]" if ":" in host else host
         scheme = "https" if self._tls else "http"
         return f"{scheme}://{host}:{self._port}/{kind}/{self._tickets.issue(kind, request)}"
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE.items():
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+        self._begin(reader, writer, self._tls)
+
+    def _connected_here(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._begin(reader, writer, None)
+
+    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tls: ssl.SSLContext | None) -> None:
         if len(self._tasks) >= MAX_CONNECTIONS:
             writer.close()
             return
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer, tls))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tls: ssl.SSLContext | None
+    ) -> None:
+        """One connection, counted from before its TLS handshake."""
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_SIZE)
         try:
+            if tls is not None:
+                await writer.start_tls(tls, ssl_handshake_timeout=HEAD_SECONDS)
             try:
                 head = await read_head(http, reader)
                 await self._answer(http, head, reader, writer)
             except Refused as refusal:
-                await refuse(http, writer, refusal)
+                await refuse(http, reader, writer, refusal)
         except (OSError, TimeoutError, h11.RemoteProtocolError, h11.LocalProtocolError) as error:
             log.debug("streaming connection: %s", describe(error))
         except Exception as error:  # noqa: BLE001 - a session's failure is its own; the server goes on
@@ -237,8 +255,10 @@ async def read_head(http: h11.Connection, reader: asyncio.StreamReader) -> h11.R
             http.receive_data(await reader.read(HEAD_SIZE))
 
 
-async def refuse(http: h11.Connection, writer: asyncio.StreamWriter, refusal: Refused) -> None:
-    """An HTTP answer in plain words."""
+async def refuse(
+    http: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, refusal: Refused
+) -> None:
+    """An HTTP answer in plain words. What else the client says is read: closed with something unread, TCP would throw the answer away."""
     body = f"{refusal}\n".encode()
     headers = [
         ("Content-Type", "text/plain; charset=utf-8"),
@@ -250,6 +270,13 @@ async def refuse(http: h11.Connection, writer: asyncio.StreamWriter, refusal: Re
     data += http.send(h11.EndOfMessage()) or b""
     writer.write(data)
     await writer.drain()
+    if writer.can_write_eof():
+        writer.write_eof()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            left = LINGER_SIZE
+            while left > 0 and (more := await reader.read(HEAD_SIZE)):
+                left -= len(more)
 
 
 def values(head: h11.Request, name: bytes) -> list[str]:

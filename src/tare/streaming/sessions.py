@@ -44,7 +44,7 @@ class SpdySession:
     def __init__(self, peer: SpdyPeer, protocol: str, wanted: Wanted) -> None:
         self._peer, self._protocol, self._wanted = peer, protocol, wanted
         self._streams: dict[str, SpdyStream] = {}
-        self._sizes = Sizes()
+        self._reader = Sizes()
         self._known: list[Size] = []
         self.gone = peer.gone
 
@@ -64,6 +64,7 @@ class SpdySession:
                         )
                     missing.remove(name)
                     self._streams[name] = stream
+            self._peer.take_no_more()
         except TimeoutError:
             names = ", ".join(sorted(missing))
             raise BadClient(f"the client has not opened its streams in {CREATION_SECONDS:g} s: {names}") from None
@@ -89,7 +90,7 @@ class SpdySession:
             if not data:
                 return None
             try:
-                self._known = self._sizes.feed(data)
+                self._known = self._reader.feed(data)
             except ValueError:
                 return None
         return None
@@ -110,8 +111,8 @@ class WebSocketSession:
     def __init__(self, peer: WebSocketPeer, protocol: str, wanted: Wanted) -> None:
         self._peer, self._protocol, self._wanted = peer, protocol, wanted
         self._stdin: asyncio.Queue[bytes] = asyncio.Queue(4)
-        self._resize: asyncio.Queue[Size | None] = asyncio.Queue(16)
-        self._stdin_over = False
+        self._sizes: asyncio.Queue[Size | None] = asyncio.Queue(1)  # the last one: those before it are over
+        self._stdin_closed = self._stdin_over = False
         self._reader: asyncio.Task[None] | None = None
         self.gone = peer.gone
 
@@ -134,18 +135,19 @@ class WebSocketSession:
             self._stdin_over = True
             if self._stdin.empty():
                 self._stdin.put_nowait(b"")
-            if self._resize.empty():
-                self._resize.put_nowait(None)
+            if self._sizes.empty():
+                self._sizes.put_nowait(None)
 
     async def _take(self, piece: channels.Piece, sizes: Sizes) -> None:
         if piece.channel == channels.NAMES.index(remote.STDIN):
-            if piece.closed:
-                await self._stdin.put(b"")
-            elif piece.data:
+            if self._wanted.stdin and not self._stdin_closed and (piece.closed or piece.data):
+                self._stdin_closed = piece.closed
                 await self._stdin.put(piece.data)
         elif piece.channel == channels.NAMES.index(remote.RESIZE):
             for size in sizes.feed(piece.data):
-                await self._resize.put(size)
+                if not self._sizes.empty():
+                    self._sizes.get_nowait()
+                self._sizes.put_nowait(size)
         elif piece.channel >= len(channels.NAMES):
             raise channels.ChannelError(f"channel {piece.channel} is none")
 
@@ -165,9 +167,9 @@ class WebSocketSession:
 
     async def next_size(self) -> Size | None:
         """See Session."""
-        if self._stdin_over and self._resize.empty():
+        if self._stdin_over and self._sizes.empty():
             return None
-        return await self._resize.get()
+        return await self._sizes.get()
 
     async def finish(self, outcome: Outcome) -> None:
         """See Session."""

@@ -101,6 +101,10 @@ class Connection:
         self._output.clear()
         return data
 
+    def has(self, stream: int) -> bool:
+        """Whether a stream is open, one way at least."""
+        return stream in self._streams
+
     def open_streams(self) -> int:
         """How many there are."""
         return len(self._streams)
@@ -158,7 +162,8 @@ class Connection:
         """As much of a data frame as is there: a frame of 16 MB is never held whole."""
         if not self._input:
             return False
-        part = bytes(self._input[: self._rest])
+        with memoryview(self._input) as view:
+            part = bytes(view[: self._rest])
         del self._input[: len(part)]
         self._rest -= len(part)
         self._deliver(part, self._data_fin and not self._rest, events)
