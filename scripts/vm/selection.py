@@ -23,7 +23,6 @@ CONTAINERS = (
             "test_the_user_namespace_of_a_pod",
             "test_what_is_read_only_stays_so",
             "test_without_its_own_network_there_is_no_sysfs_but_the_nodes",
-            "test_without_its_own_cgroup_namespace_the_nodes_groups_are_shown",
         )
     ),
 )

@@ -39,14 +39,14 @@ def groups() -> Iterator[Groups]:
     found.close()
 
 
-def update(node: Node, container: str, **limits: object) -> None:
+def update(node: Node, container: str, **limits: Any) -> None:
     """UpdateContainerResources."""
     client = node.daemon.client
     request = pb.UpdateContainerResourcesRequest(container_id=container, linux=pb.LinuxContainerResources(**limits))
     client.call(client.runtime.UpdateContainerResources, request)
 
 
-def update_pod(node: Node, pod: str, **limits: object) -> None:
+def update_pod(node: Node, pod: str, **limits: Any) -> None:
     """UpdatePodSandboxResources."""
     client = node.daemon.client
     request = pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, resources=pb.LinuxContainerResources(**limits))
@@ -80,7 +80,7 @@ def info(node: Node, container: str) -> dict[str, Any]:
     return found
 
 
-def running(node: Node, name: str, **limits: object) -> tuple[str, str, str]:
+def running(node: Node, name: str, **limits: Any) -> tuple[str, str, str]:
     """A container that runs with these limits: its pod, its ID and its group."""
     pod = node.run_pod(name)
     config = node.container_config("main", "sleep", "1000", resources=pb.LinuxContainerResources(**limits))

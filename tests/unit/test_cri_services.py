@@ -311,7 +311,7 @@ def test_malformed_reference_is_an_invalid_argument(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
-IMPLEMENTED = {name for kind in (RuntimeService, ImageService) for name in vars(kind) if name[0].isupper()}
+IMPLEMENTED = {name for kind in (RuntimeService, ImageService) for name in dir(kind) if name[0].isupper()}
 METHODS = [method for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods]
 
 
@@ -319,7 +319,7 @@ def test_everything_else_is_unimplemented_by_name(tmp_path: Path) -> None:
     async def scenario(client: Client, runtime: MemoryRuntime, images: MemoryImages) -> None:
         missing = [method for method in METHODS if method.name not in IMPLEMENTED]
         assert len(METHODS) == 43
-        assert len(METHODS) - len(missing) == 22
+        assert {method.name for method in missing} == {"CheckpointContainer", "CheckpointPod", "RestorePod"}
         for method in missing:
             stub = client.images if method.containing_service.name == "ImageService" else client.runtime
             call = getattr(stub, method.name)(getattr(pb, method.input_type.name)())

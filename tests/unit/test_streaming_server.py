@@ -52,12 +52,12 @@ class Echo:
 class Running:
     """A server in a loop of its own thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
         self.backend = Echo()
-        self.server = Server(self.backend)
+        self.server = Server(self.backend, **options)
         self.call(self.server.start())
 
     def call(self, work: Any) -> Any:

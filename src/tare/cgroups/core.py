@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 
-from tare.cgroups import devices, freezing
+from tare.cgroups import devices, freezing, leaf
 from tare.cgroups.ending import kill_pass, members, places
 from tare.cgroups.group import Group, Setting, check_room
 from tare.cgroups.layout import detect
@@ -301,6 +301,25 @@ class Groups:
             freezer_file=file(self._of.get("freezer"), "freezer.state"),
             skipped=tuple(dict.fromkeys(skipped)),
         )
+
+    # An exec's own
+
+    def leaf(self, path: str, main: int) -> Cgroup:
+        """The handle by which an exec joins a container's group: with a leaf of its own in it, whose path is the handle's (see `leaf`).
+
+        `main` is the PID of the container's main process. Where there can be no leaf, `path` is the handle's. Raises NotFound.
+        """
+        where, unified = self._find(path, "open"), self._unified
+        if unified is None or unified not in where:
+            return self._handle(path, where, ())
+        above = leaf.beside(unified, where[unified], main)
+        made = leaf.make(unified, above)
+        return self._handle(f"/{made}" if made else path, where | {unified: made or above}, ())
+
+    def clear_leaf_now(self, path: str) -> None:
+        """Let a leaf go; what is in it still goes on as a part of the container. Idempotent."""
+        if self._unified is not None:
+            leaf.clear(self._unified, relative(path))
 
     # What is in a group
 

@@ -65,6 +65,10 @@ class CgroupManager(Groups):
         """As `update_now`."""
         return await asyncio.to_thread(self.update_now, path, resources)
 
+    async def clear_leaf(self, path: str) -> None:
+        """As `clear_leaf_now`."""
+        await asyncio.to_thread(self.clear_leaf_now, path)
+
     async def kill(self, path: str, timeout: float = 10.0) -> None:
         """SIGKILL all that is in the group and below it, until nothing is. Idempotent.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tare.cli import trees
+from tare.cli import tars, trees
 from tare.cli.client import Client
 from tare.cli.containers import container_candidates
 from tare.cli.lookup import pick
@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from tare.cli.trees import Place
 
 STREAM = "-"
+KERNEL = frozenset(
+    ("proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue", "debugfs", "tracefs", "securityfs", "bpf")
+)
 
 
 def split(word: str) -> tuple[str, str]:
-    """(container, path); no container for a path of this machine: one that begins with / or . may hold a colon."""
-    if word.startswith(("/", ".")) or ":" not in word:
+    """(container, path); no container for a path of this machine: one that begins with /, . or : may hold a colon."""
+    if word.startswith(("/", ".", ":")) or ":" not in word:
         return "", word
     container, _, path = word.partition(":")
     return container, path
@@ -47,11 +50,11 @@ def copy(socket: str, archive: bool, follow_link: bool, source: str, target: str
         raise click.UsageError("one of the two must be CONTAINER:PATH, and the other must not")
     with Client(socket) as client, inside(client, container or other, path if container else elsewhere) as there:
         if source == STREAM:
-            trees.unpack(sys.stdin.buffer, there, keep_owners=archive, warn=warn)
+            tars.unpack(sys.stdin.buffer, there, keep_owners=archive, warn=warn)
         elif target == STREAM:
             if os.isatty(sys.stdout.fileno()):
                 raise click.UsageError("a tar stream is not for a terminal: redirect it")
-            trees.pack(there, sys.stdout.buffer, warn)
+            tars.pack(there, sys.stdout.buffer, warn)
         else:
             with here(path if other else elsewhere) as ours:
                 pair = (there, ours) if container else (ours, there)
@@ -68,7 +71,7 @@ def here(path: str) -> Iterator[Place]:
     """A path of this machine."""
     whole = os.path.join(os.getcwd(), path) if path not in ("", ".") else f"{os.getcwd()}/."
     with trees.opened(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
-        yield trees.Place(root=root, path=whole, said=path)
+        yield trees.Place(root=root, path=whole, said=path, kernel=kernel_of("self"))
 
 
 @contextmanager
@@ -86,11 +89,13 @@ def inside(client: Client, word: str, path: str) -> Iterator[Place]:
     if answer.status.state != api_pb2.CONTAINER_RUNNING or not info["pid"]:
         raise FailedPrecondition(doing, cause="the container does not run", hint="start it, or copy while it runs")
     try:
-        root = root_of(int(info["pid"]), int(info["startTime"]))
+        pid = str(info["pid"])
+        owners, kernel = trees.Owners(rows_of(pid, "uid"), rows_of(pid, "gid")), kernel_of(pid)
+        root = root_of(int(info["pid"]), int(info["startTime"]))  # last: it looks whether this was that process
     except OSError as error:
         raise FailedPrecondition(doing, cause=error) from error
     with trees.opened(root):
-        yield trees.Place(root=root, path=path, said=f"{word}:{path}", owner=owner_of(int(info["pid"])))
+        yield trees.Place(root=root, path=path, said=f"{word}:{path}", owners=owners, kernel=kernel)
 
 
 def root_of(pid: int, start_time: int) -> int:
@@ -102,11 +107,20 @@ def root_of(pid: int, start_time: int) -> int:
     return root
 
 
-def owner_of(pid: int) -> tuple[int, int]:
-    """Who is root in the container, as this machine sees it. Raises OSError."""
-    found = []
-    for kind in ("uid", "gid"):
-        with open(f"/proc/{pid}/{kind}_map", encoding="ascii") as file:
-            rows = [[int(word) for word in line.split()] for line in file]
-        found.append(next((outside for within, outside, _ in rows if within == 0), 0))
-    return found[0], found[1]
+def rows_of(pid: str, kind: str) -> tuple[trees.Row, ...]:
+    """The map of user or group IDs of a process. Raises OSError."""
+    with open(f"/proc/{pid}/{kind}_map", encoding="ascii") as file:
+        rows = [[int(word) for word in line.split()] for line in file]
+    return tuple((row[0], row[1], row[2]) for row in rows)
+
+
+def kernel_of(pid: str) -> frozenset[int]:
+    """The devices of the kernel's own file systems that a process sees. Raises OSError."""
+    found = set()
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields, _, kind = line.partition(" - ")
+            if kind.split(" ", 1)[0] in KERNEL:
+                major, minor = fields.split(" ")[2].split(":")
+                found.add(os.makedev(int(major), int(minor)))
+    return frozenset(found)

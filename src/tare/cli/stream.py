@@ -91,7 +91,9 @@ class Socket:
         """The messages that have come; `over` is set at the end."""
         try:
             data = self.connection.recv(1 << 16)
-        except BlockingIOError:
+            while isinstance(self.connection, ssl.SSLSocket) and (more := self.connection.pending()):
+                data += self.connection.recv(more)  # it has been read already, so that no selector tells of it
+        except (BlockingIOError, ssl.SSLWantReadError):
             return
         except OSError:
             data = b""
@@ -129,7 +131,7 @@ class Socket:
         """Send as much as there is room for."""
         try:
             sent = self.connection.send(self.unsent)
-        except BlockingIOError:
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return
         except OSError:
             self.over = True
@@ -218,6 +220,7 @@ class Session:
         self.keys = DetachKeys(keys if tty else b"")
         self.status = b""
         self.detached = False
+        self.always_ready = False  # standard input is a file, which no selector watches
         self.selector = selectors.DefaultSelector()
         self.wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -256,7 +259,9 @@ class Session:
                 listening = self.listen(wanted)
             writing = selectors.EVENT_WRITE if self.channel.unsent else 0
             self.selector.modify(connection, selectors.EVENT_READ | writing)
-            for key, events in self.selector.select():
+            if wanted and self.always_ready:
+                self.type()
+            for key, events in self.selector.select(0 if wanted and self.always_ready else None):
                 if key.fd == self.wake[0]:
                     os.read(self.wake[0], 512)
                     self.resize()
@@ -266,16 +271,16 @@ class Session:
                     self.type()
 
     def listen(self, wanted: bool) -> bool:
-        """Watch standard input, or not. A file cannot be watched: it is always ready."""
+        """Watch standard input, or not."""
+        if self.always_ready:
+            return wanted
         if not wanted:
             self.selector.unregister(sys.stdin)
             return False
         try:
             self.selector.register(sys.stdin, selectors.EVENT_READ)
         except PermissionError:
-            while self.stdin:
-                self.type()
-            return False
+            self.always_ready = True
         return True
 
     def exchange(self, events: int) -> None:

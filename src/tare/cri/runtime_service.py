@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from tare import __version__
-from tare.cri import filters
+from tare.cri import filters, translate_common
 from tare.cri import streaming_requests as streaming
 from tare.cri import translate_replies as replies
 from tare.cri import translate_requests as requests
@@ -168,7 +168,7 @@ class RuntimeService(StatsService, StreamService):
     ) -> pb.UpdateContainerResourcesResponse:
         """All the limits that the request names hold, or none was changed."""
         container_id = _container_id(request.container_id)
-        await self._runtime.update_container(container_id, requests.resources(request.linux, "linux"))
+        await self._runtime.update_container(container_id, translate_common.resources(request.linux, "linux"))
         return pb.UpdateContainerResourcesResponse()
 
     async def UpdatePodSandboxResources(
@@ -176,8 +176,8 @@ class RuntimeService(StatsService, StreamService):
     ) -> pb.UpdatePodSandboxResourcesResponse:
         """The same for a pod; where a kubelet has made its control group, it has changed that too, and this is noted."""
         pod_id = _pod_id(request.pod_sandbox_id)
-        overhead = requests.resources(request.overhead, "overhead") if request.HasField("overhead") else None
-        await self._runtime.update_pod(pod_id, requests.resources(request.resources, "resources"), overhead)
+        overhead = translate_common.resources(request.overhead, "overhead") if request.HasField("overhead") else None
+        await self._runtime.update_pod(pod_id, translate_common.resources(request.resources, "resources"), overhead)
         return pb.UpdatePodSandboxResourcesResponse()
 
     async def UpdateRuntimeConfig(self, request: pb.UpdateRuntimeConfigRequest) -> pb.UpdateRuntimeConfigResponse:

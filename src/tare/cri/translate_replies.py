@@ -11,34 +11,53 @@ import msgspec
 from tare.cri.signals import VALUES
 from tare.cri.v1 import api_pb2 as pb
 from tare.images.records import ImageRecord
-from tare.runtime.events import Event
+from tare.runtime.events import Event, Kind
 from tare.runtime.records import (
     ContainerRecord,
+    ContainerState,
     IdMapping,
     ImageRef,
     Mount,
     NamespaceOptions,
     PodMetadata,
     PodRecord,
+    PodState,
     Resources,
     UserNamespace,
 )
 
 # As many digits as a 32-bit ID has: whatever an image says here must not break a list of all images.
 NUMERIC_ID: Final = re.compile(r"[0-9]{1,10}")
+EVENT_TYPES: Final = {
+    Kind.CREATED: pb.CONTAINER_CREATED_EVENT,
+    Kind.STARTED: pb.CONTAINER_STARTED_EVENT,
+    Kind.STOPPED: pb.CONTAINER_STOPPED_EVENT,
+    Kind.DELETED: pb.CONTAINER_DELETED_EVENT,
+}
+POD_STATES: Final = {PodState.READY: pb.SANDBOX_READY, PodState.NOTREADY: pb.SANDBOX_NOTREADY}
+CONTAINER_STATES: Final = {
+    ContainerState.CREATED: pb.CONTAINER_CREATED,
+    ContainerState.RUNNING: pb.CONTAINER_RUNNING,
+    ContainerState.EXITED: pb.CONTAINER_EXITED,
+    ContainerState.UNKNOWN: pb.CONTAINER_UNKNOWN,
+}
 
 
 def pod_item(record: PodRecord) -> pb.PodSandbox:
-    """A pod in a list."""
-    return pb.PodSandbox(
+    """A pod in a list. Numbers and no names of enums, and no message that is copied into another: lists are long, and asked for often."""
+    config = record.config
+    item = pb.PodSandbox(
         id=record.id,
-        metadata=_pod_metadata(record.config.metadata),
-        state=f"SANDBOX_{record.state.name}",
+        state=POD_STATES[record.state],
         created_at=record.created_at,
-        labels=record.config.labels,
-        annotations=record.config.annotations,
+        labels=config.labels,
+        annotations=config.annotations,
         runtime_handler=record.handler,
     )
+    metadata = item.metadata
+    metadata.name, metadata.uid = config.metadata.name, config.metadata.uid
+    metadata.namespace, metadata.attempt = config.metadata.namespace, config.metadata.attempt
+    return item
 
 
 def pod_status(record: PodRecord) -> pb.PodSandboxStatus:
@@ -86,19 +105,26 @@ def _id_mappings(mappings: Iterable[IdMapping]) -> list[pb.IDMapping]:
 
 
 def container_item(record: ContainerRecord) -> pb.Container:
-    """A container in a list."""
-    return pb.Container(
+    """A container in a list, made as `pod_item`."""
+    config = record.config
+    item = pb.Container(
         id=record.id,
         pod_sandbox_id=record.pod_id,
-        metadata=_container_metadata(record),
-        image=_shown_image(record.config.image),
         image_ref=record.image_ref,
-        state=f"CONTAINER_{record.state.name}",
+        state=CONTAINER_STATES[record.state],
         created_at=record.created_at,
-        labels=record.config.labels,
-        annotations=record.config.annotations,
+        labels=config.labels,
+        annotations=config.annotations,
         image_id=record.image_id,
     )
+    item.metadata.name, item.metadata.attempt = config.metadata.name, config.metadata.attempt
+    image = config.image
+    item.image.image = _shown_name(image)
+    item.image.user_specified_image, item.image.image_ref = image.user_specified_image, image.image_ref
+    item.image.runtime_handler = image.runtime_handler
+    if image.annotations:
+        item.image.annotations.update(image.annotations)
+    return item
 
 
 def container_status(record: ContainerRecord) -> pb.ContainerStatus:
@@ -131,7 +157,7 @@ def event(value: Event) -> pb.ContainerEventResponse:
     """An event, with the pod and its containers in full."""
     return pb.ContainerEventResponse(
         container_id=value.id,
-        container_event_type=value.kind.value,
+        container_event_type=EVENT_TYPES[value.kind],
         created_at=value.at,
         pod_sandbox_status=pod_status(value.pod),
         containers_statuses=[container_status(record) for record in value.containers],
@@ -153,11 +179,16 @@ def _image(image: ImageRef) -> pb.ImageSpec:
 
 
 def _shown_image(image: ImageRef) -> pb.ImageSpec:
-    """The image under the name that a person gave it: a kubelet asks by ID, and shows this field as the container's image."""
+    """The image under `_shown_name`."""
     reply = _image(image)
-    if image.image.startswith("sha256:") and image.user_specified_image:
-        reply.image = image.user_specified_image
+    reply.image = _shown_name(image)
     return reply
+
+
+def _shown_name(image: ImageRef) -> str:
+    """The name that a person gave the image: a kubelet asks by ID, and shows this field as the container's image."""
+    by_id = image.image.startswith("sha256:") and image.user_specified_image
+    return image.user_specified_image if by_id else image.image
 
 
 def _mount(mount: Mount) -> pb.Mount:

@@ -52,9 +52,19 @@ LARGEST = (1 << 64) - 1
 
 def of(process: Spec, personality: Spec | None) -> list[Step]:
     """The steps of what is asked for; none where nothing is. They take privileges, and so come before these are gone."""
+    return [*scheduling(process), *inherited(process, personality)]
+
+
+def scheduling(process: Spec) -> list[Step]:
+    """Those of what a process may not pass on when it forks: for itself, or for the helper outside to do to it."""
+    if process.get("scheduler") is None:
+        return []
+    return [("scheduler", "set the scheduler", scheduler(process["scheduler"]))]
+
+
+def inherited(process: Spec, personality: Spec | None) -> list[Step]:
+    """Those of what it does pass on."""
     steps: list[Step] = []
-    if process.get("scheduler") is not None:
-        steps.append(("scheduler", "set the scheduler", scheduler(process["scheduler"])))
     if process.get("ioPriority") is not None:
         steps.append(("io_priority", "set the I/O priority", io_priority(process["ioPriority"])))
     if personality is not None:

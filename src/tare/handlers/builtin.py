@@ -419,6 +419,8 @@ class BuiltinHandler:
             raise failed(error, doing, process) from error
         made = Process(int(fields[0]), int(fields[1]))
         self._processes.adopt(made, received[0])
+        for warning in fields[2:]:
+            log.warning("%s: %s", doing, text(warning))
         try:
             if tty_sink is not None and len(received) > 1:
                 await tty_sink(received[1])

@@ -11,7 +11,15 @@ import os
 
 from tare.errors import InvalidArgument
 from tare.handlers import attributes, hooks, labels, options, volumes
-from tare.handlers.identity import credentials, foresee, limits, program, ready, signed
+from tare.handlers.identity import (
+    credentials,
+    foresee,
+    parted_credentials,
+    program,
+    ready,
+    ready_to_fork,
+    room_for_limits,
+)
 from tare.handlers.mounting import Mounts, devices, lay_devices, protect
 from tare.handlers.namespaces import BY_PATH, Namespaces
 from tare.handlers.options import encoded
@@ -55,7 +63,7 @@ def container(spec: Spec, root: Overlay | Directory, place: Place, seccomp: Filt
     if own:
         steps.append(("pivot", "pivot_root", *root_propagation(linux_part)))
     else:
-        steps += [("change_root", "change the root"), *terminal(process, "exec_terminal")]
+        steps += [("change_root", "change the root"), *terminal(process, "exec_terminal"), *control_terminal(process)]
     steps.append(("working_directory", "change to the working directory", encoded(process.get("cwd") or "/")))
     steps += connect_streams(process, place, namespaces.user)
     steps += ready(process, linux_part.get("personality"))
@@ -198,11 +206,16 @@ def root_propagation(linux_part: Spec) -> tuple[int, bool]:
 
 
 def terminal(process: Spec, operation: str) -> list[Step]:
-    """A terminal for a process that wants one; "exec_terminal" mounts nothing."""
+    """A terminal for a process that wants one; "exec_terminal" mounts nothing, and has `control_terminal` after it."""
     if not process.get("terminal"):
         return []
     size = process.get("consoleSize") or {}
     return [(operation, "open a terminal", process["user"]["uid"], size.get("height", 0), size.get("width", 0))]
+
+
+def control_terminal(process: Spec) -> list[Step]:
+    """For the leader of a session, whose standard input is the terminal."""
+    return [("control_terminal", "open a terminal")] if process.get("terminal") else []
 
 
 def execution(
@@ -223,22 +236,28 @@ def execution(
         ("hide", "hide"),
         *labels.expected(process, {}),
         *oom_score(process),
+        *room_for_limits(process),
         *first,
         *(("join_cgroup", f"join cgroup {path}", encoded(path)) for path in join),
         *last,
     ]
     cwd = encoded(process.get("cwd") or "/")
+    lists: list[list[Step]] = []
     steps: list[Step] = [
-        ("session", "make a session"),
+        ("lead_session", "make a session"),
+        *control_terminal(process),
+        *hooks.ask(lists, "set the scheduler", attributes.scheduling(process)),
+    ]
+    own, final = parted_credentials(process, seccomp, hooks.listening(seccomp, state or {}, hooks.PID, lists))
+    entered: list[Step] = [
         *terminal(process, "exec_terminal"),
         ("change_directory", "change to the working directory", cwd),
-        *ready(process, personality),
+        ("default_signals", "reset signals"),
+        *ready_to_fork(process, personality),
+        *own,
     ]
-    lists: list[list[Step]] = []
-    final = credentials(process, seccomp, (), hooks.listening(seccomp, state or {}, hooks.PID, lists))
-    user = process["user"]["uid"]
-    plan = {"before": before, "namespaces": namespaces, "uid": user, "steps": steps, "final": final, **program(process)}
-    return plan | ({"outside": lists} if lists else {})
+    plan = {"before": before, "namespaces": namespaces, "uid": process["user"]["uid"], "entered": entered}
+    return plan | {"steps": steps, "final": final, **program(process)} | ({"outside": lists} if lists else {})
 
 
 def oom_score(process: Spec) -> list[Step]:
@@ -268,13 +287,6 @@ def give_streams(process: Spec, place: Place) -> list[Step]:
     if place.streams is None:
         return [("own_inherited", "own the streams", uid)]
     return [("own_stream", step[1], step[2], uid) for step in open_streams(process, place)]
-
-
-def room_for_limits(process: Spec) -> list[Step]:
-    """For hard limits, while this process may raise them."""
-    return [
-        ("raise_rlimit", f"set {name}", encoded(name), kind, signed(hard)) for name, kind, _, hard in limits(process)
-    ]
 
 
 def connect_streams(process: Spec, place: Place, user: bool) -> list[Step]:

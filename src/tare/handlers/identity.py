@@ -13,8 +13,8 @@ Source: OCI runtime specification 1.2, config.md, "Process".
 from __future__ import annotations
 
 from tare.errors import InvalidArgument
-from tare.handlers import attributes, labels
-from tare.handlers.capabilities import mask, names
+from tare.handlers import attributes, early, labels
+from tare.handlers.capabilities import CAPABILITY_BITS, mask, names
 from tare.handlers.options import encoded
 
 TYPE_CHECKING = False
@@ -49,38 +49,93 @@ def ready(process: Spec, personality: Spec | None) -> list[Step]:
     ]
 
 
+def ready_to_fork(process: Spec, personality: Spec | None) -> list[Step]:
+    """The same for a process that makes another, which inherits all this, but not everybody's scheduling."""
+    return [
+        *labels.keys(process),
+        ("keyring", "make a session keyring"),
+        *attributes.inherited(process, personality),
+        *labels.orders(process),
+        *labels.done(process),
+    ]
+
+
 def credentials(
     process: Spec, seccomp: Filter | None, hooks: Sequence[Step] = (), listener: int | None = None
 ) -> list[Step]:
     """Who the process is and what it may do. `hooks` are those that run in it; `listener` is the list that the helper is to be asked for
     where the filter has a listener."""
+    operation = "seccomp_last" if process.get("noNewPrivileges") else "seccomp"
+    return [*set_limits(process), *become(process, filter_steps(operation, seccomp, listener)), *hooks]
+
+
+def parted_credentials(
+    process: Spec, seccomp: Filter | None, listener: int | None = None
+) -> tuple[list[Step], list[Step]]:
+    """The same in two parts: before another process is made that goes on, and after its gate. The first takes all that has privileges.
+
+    A filter is in the first if it lets the rest be done. If it does not, one that comes last anyhow is in the second; and without
+    no_new_privs all is in the second, since the filter comes before the capabilities go. Limits are in the second, of which some are for
+    the making of processes; there is room for them by then (`room_for_limits`).
+    """
+    confined = bool(process.get("noNewPrivileges"))
+    if seccomp is None:
+        return become(process, []), set_limits(process)
+    if listener is None and early.lets_through(seccomp.program, confined):
+        return become(process, filter_steps("seccomp", seccomp, None)), set_limits(process)
+    if confined:
+        return become(process, []), [*set_limits(process), *filter_steps("seccomp_last", seccomp, listener)]
+    return exposed(process), credentials(process, seccomp, (), listener)
+
+
+def exposed(process: Spec) -> list[Step]:
+    """The warning that a filter leaves a process open to who may trace, for a container that may."""
+    permitted = capability_sets(process)[0]["permitted"]
+    if not permitted >> CAPABILITY_BITS["CAP_SYS_PTRACE"] & 1:
+        return []
+    words = (
+        "the seccomp filter, without no_new_privs, forbids to give capabilities up early: CAP_SYS_PTRACE gets at them"
+    )
+    return [("warn", "set capabilities", encoded(words))]
+
+
+def set_limits(process: Spec) -> list[Step]:
+    """`process.rlimits`."""
+    return [("rlimit", f"set {name}", kind, signed(soft), signed(hard)) for name, kind, soft, hard in limits(process)]
+
+
+def room_for_limits(process: Spec) -> list[Step]:
+    """For hard limits, while this process may raise them."""
+    return [
+        ("raise_rlimit", f"set {name}", encoded(name), kind, signed(hard)) for name, kind, _, hard in limits(process)
+    ]
+
+
+def become(process: Spec, filter_steps: Sequence[Step]) -> list[Step]:
+    """Umask, user and capabilities, and a filter where it belongs among them."""
     user = process["user"]
     uid, gid = user["uid"], user["gid"]
     caps, _ = capability_sets(process)
-    steps: list[Step] = [
-        ("rlimit", f"set {name}", kind, signed(soft), signed(hard)) for name, kind, soft, hard in limits(process)
-    ]
-    steps.append(("umask", "set umask", user.get("umask", UMASK)))
-    steps.append(("bounding", "drop capabilities", caps["bounding"]))
-    label = "load the seccomp filter"
-    confined = bool(process.get("noNewPrivileges"))
-    if seccomp is not None and not confined:
-        steps.append(filter_step("seccomp", label, seccomp, listener))
-    steps.append(("identity", f"become user {uid}:{gid}", uid, gid, tuple(user.get("additionalGids") or ())))
     sets = (caps["effective"], caps["permitted"], caps["inheritable"], caps["ambient"])
-    steps.append(("capabilities", "set capabilities", *sets))
-    if confined:
-        steps.append(("no_new_privileges", "set no_new_privs"))
-        if seccomp is not None:
-            steps.append(filter_step("seccomp_last", label, seccomp, listener))
-    return [*steps, *hooks]
+    confined = bool(process.get("noNewPrivileges"))
+    return [
+        ("umask", "set umask", user.get("umask", UMASK)),
+        ("bounding", "drop capabilities", caps["bounding"]),
+        *(() if confined else filter_steps),
+        ("identity", f"become user {uid}:{gid}", uid, gid, tuple(user.get("additionalGids") or ())),
+        ("capabilities", "set capabilities", *sets),
+        *((("no_new_privileges", "set no_new_privs"), *filter_steps) if confined else ()),
+    ]
 
 
-def filter_step(operation: str, label: str, seccomp: Filter, listener: int | None) -> Step:
-    """Load a filter: where it has a listener, here and now, since that has to be handed over."""
+def filter_steps(operation: str, seccomp: Filter | None, listener: int | None) -> list[Step]:
+    """Load a filter, if there is one: where it has a listener, here and now, since that has to be handed over."""
+    if seccomp is None:
+        return []
+    label = "load the seccomp filter"
     if listener is not None:
-        return ("seccomp_listener", label, seccomp.program, seccomp.flags, listener)
-    return (operation, label, seccomp.program, seccomp.flags)
+        return [("seccomp_listener", label, seccomp.program, seccomp.flags, listener)]
+    return [(operation, label, seccomp.program, seccomp.flags)]
 
 
 def foresee(process: Spec) -> list[Step]:

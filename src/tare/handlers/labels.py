@@ -60,6 +60,11 @@ def orders(process: Spec) -> list[Step]:
     return steps
 
 
+def done(process: Spec) -> list[Step]:
+    """The node's /proc is let go of: a process that the container may get hold of must not have it."""
+    return [("close_slot", "close /proc", SLOT)] if orders(process) else []
+
+
 def labelled(steps: Sequence[Step], linux_part: Spec) -> list[Step]:
     """Steps whose new file systems have `linux.mountLabel`.
 

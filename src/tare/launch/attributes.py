@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tare.launch.machine import Machine
+    from tare.launch.outside import Outside
 
 _X86 = os.uname().machine == "x86_64"
 NR_SCHED_SETATTR = 314 if _X86 else 274
@@ -25,8 +26,18 @@ EINVAL = 22
 
 def scheduler(machine: Machine, attributes: bytes) -> None:
     """sched_setattr(2) of this process: the bytes of a struct sched_attr."""
+    set_scheduler(0, attributes)
+
+
+def scheduler_outside(outside: Outside, attributes: bytes) -> None:
+    """The same by the helper, of a process that has not got the privileges for it."""
+    set_scheduler(outside.pid, attributes)
+
+
+def set_scheduler(pid: int, attributes: bytes) -> None:
+    """sched_setattr(2)."""
     number, zero = ctypes.c_long(NR_SCHED_SETATTR), ctypes.c_long(0)
-    linux.check(linux.syscall(number, zero, ctypes.c_char_p(attributes), zero), "sched_setattr")
+    linux.check(linux.syscall(number, ctypes.c_long(pid), ctypes.c_char_p(attributes), zero), "sched_setattr")
 
 
 def io_priority(machine: Machine, priority: int) -> None:
@@ -57,3 +68,4 @@ OPERATIONS: dict[str, Callable[..., None]] = {
     "personality": personality,
     "affinity": affinity,
 }
+OUTSIDE: dict[str, Callable[..., None]] = {"scheduler": scheduler_outside}

@@ -7,11 +7,16 @@ import os
 import signal
 import socket
 
-from tare.launch import wire
+from tare.launch import packets, wire
 from tare.launch.machine import EXECUTING
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PIDFD_SIGNAL_PROCESS_GROUP = 4  # Linux 6.9; before that a group is signalled by number
 EINVAL = 22
+HIGHEST_ERRNO = 4095
 
 
 class Child:
@@ -33,6 +38,7 @@ class Child:
         self.request = request
         ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         ours.setblocking(False)
+        packets.name_senders(ours)
         self.status: socket.socket | None = ours
         self.outcome = mmap.mmap(-1, mmap.PAGESIZE)
         self.helper = -1
@@ -41,21 +47,43 @@ class Child:
         self.pidfd = -1
         self.start = 0
         self.at_barrier = False  # waits to be placed by somebody else
+        self.placed = False  # has waited for that
         self.marked = False
         self.going = False  # past its gate
         self.unwanted = False  # killed by us: what it still says is not heard
         self.answered = False
         self.failure: tuple[bytes, int, bytes] | None = None
         self.terminal = -1
+        self.warnings: list[wire.Field] = []
         self.early: tuple[int, list[wire.Field]] | None = None  # what overtook CHILD: two processes speak on one socket
 
     def at_gate(self) -> bool:
         """Whether it waits to be let through."""
         return self.marked and not self.going and self.status is not None
 
+    def may_say(self, sender: int, kind: int, fields: Sequence[wire.Field], fds: Sequence[int]) -> bool:
+        """Whether this is to be heard. A process that others share a PID namespace with may be in the hands of one who may trace: it can
+        say anything. Who has been made is heard only of who has made it, whom nobody in there can see; and nothing twice but failures."""
+        shape, count = wire.shape(fields), len(fds)
+        if kind == wire.CHILD:
+            return sender == self.helper_pid and not self.pid and (shape, count) == ("i", 1)
+        if kind == wire.TERMINAL:
+            return self.kind in (wire.CREATE, wire.EXEC) and self.terminal < 0 and (shape, count) == ("", 1)
+        if kind == wire.FAILED:
+            return (shape, count) == ("bib", 0) and 0 <= wire.int_of(fields[1]) <= HIGHEST_ERRNO
+        if kind == wire.READY:
+            made = self.kind in (wire.CREATE, wire.EXEC, wire.COMMAND) and not self.marked and self.early is None
+            return made and not shape.strip("b") and not count
+        if kind == wire.BARRIER:
+            waits = self.kind == wire.CREATE and not self.placed and not self.marked and self.early is None
+            return waits and (shape, count) == ("", 0)
+        if kind == wire.OK and not self.answered:
+            return (self.kind == wire.CHECK and not shape.strip("b")) or (self.kind == wire.NAMESPACES and shape == "i")
+        return False
+
     def read_outcome(self) -> tuple[bytes, int] | None:
         """(step, errno), errno 0 for an execve that nothing is known against; None where it did not come as far as that."""
-        number, stage = int.from_bytes(self.outcome[:4], "little"), self.outcome[4]
+        number, stage = min(int.from_bytes(self.outcome[:4], "little"), HIGHEST_ERRNO), self.outcome[4]
         if stage == EXECUTING:
             return b"exec", number
         return (b"load the seccomp filter", number) if number else None

@@ -115,6 +115,16 @@ def session(machine: Machine) -> None:
     reset_signals()
 
 
+def default_signals(machine: Machine) -> None:
+    """No signal ignored or blocked: forks inherit that."""
+    reset_signals()
+
+
+def lead_session(machine: Machine) -> None:
+    """A session of its own."""
+    os.setsid()
+
+
 def keyring(machine: Machine) -> None:
     """A new session keyring. Where the kernel's quota or a filter forbids it, that is a warning."""
     try:
@@ -184,10 +194,11 @@ def terminal(machine: Machine, uid: int, rows: int, columns: int) -> None:
     machine.slots[-1] = tree
     mounts.attach(machine, -1, b"/dev/console", True)
     use_terminal(machine, master, slave)
+    control_terminal(machine)
 
 
 def exec_terminal(machine: Machine, uid: int, rows: int, columns: int) -> None:
-    """The same for a further process in a container: a terminal of its own, and no console."""
+    """The same for a further process in a container: a terminal of its own, no console, and controlling nobody yet (`control_terminal`)."""
     root = os.open(b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     master, slave = new_terminal(root, uid, rows, columns)
     os.close(root)
@@ -209,13 +220,22 @@ def new_terminal(root: int, uid: int, rows: int, columns: int) -> tuple[int, int
 
 
 def use_terminal(machine: Machine, master: int, slave: int) -> None:
-    """Controlling terminal and standard streams; both descriptors are closed, and the launcher has the master."""
-    fcntl.ioctl(slave, linux.TIOCSCTTY, 0)
+    """As standard streams; both descriptors are closed, and the launcher has the master."""
     for target in range(3):
         os.dup2(slave, target)
     packets.send(machine.status, wire.TERMINAL, 0, (), (master,))
     os.close(master)
     os.close(slave)
+
+
+def control_terminal(machine: Machine) -> None:
+    """The terminal on standard input controls this process's session."""
+    fcntl.ioctl(0, linux.TIOCSCTTY, 0)
+
+
+def close_slot(machine: Machine, slot: int) -> None:
+    """Close a descriptor that must go no further."""
+    os.close(machine.slots.pop(slot))
 
 
 def bounding(machine: Machine, keep: int) -> None:
@@ -292,6 +312,8 @@ OPERATIONS: dict[str, Callable[..., None]] = {
     "rlimit": rlimit,
     "foresee_rlimit": foresee_rlimit,
     "session": session,
+    "default_signals": default_signals,
+    "lead_session": lead_session,
     "keyring": keyring,
     "umask": umask,
     "open_stream": open_stream,
@@ -300,6 +322,8 @@ OPERATIONS: dict[str, Callable[..., None]] = {
     "change_directory": change_directory,
     "terminal": terminal,
     "exec_terminal": exec_terminal,
+    "control_terminal": control_terminal,
+    "close_slot": close_slot,
     "bounding": bounding,
     "identity": identity,
     "capabilities": capabilities,

@@ -1,21 +1,31 @@
 """The child that becomes a process within a running container.
 
-A first child joins the container's cgroup and, by the pidfd of its main process, all of its namespaces; the second one, made
-in its place (CLONE_PARENT), is in the PID namespace too, and becomes the program. Which process the pidfd is was checked by
-the daemon; it cannot become another. A helper in the node's namespaces, where the plan has something for it, is forked before that.
+    launcher ──fork──► first child ──fork──► helper outside, where the plan has something for it
+                           │ steps `before`: what is done in the node's namespaces
+                           │ all namespaces of the container's main process, by its pidfd
+                           │ steps `entered`: all that takes privileges; at last it is the container's user, with its capabilities
+                           ├──clone (CLONE_PARENT) ──► child, in the PID namespace too: session, gate, limits, filter, execve
+    launcher ◄── CHILD pid ┤
+                           └ ends
+
+Whoever may trace in the container gets hold of the child when it appears there: so it is then no more than the container's processes
+are, and has nothing more. Where a filter lets this not be done (`handlers.early`), the plan has credentials among the child's steps.
+Which process the pidfd is was checked by the daemon; it cannot become another.
 """
 
 from __future__ import annotations
 
 import os
 
-from tare.launch import credentials, init, linux, outside, packets, plan, steps, userns, wire
+from tare.launch import credentials, gates, init, linux, outside, packets, plan, steps, userns, wire
 from tare.launch.machine import Machine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
     import mmap
+
+    from tare.launch.plan import Plan
 
 
 def main(status: _socket.socket, outcome: mmap.mmap, plan_fd: int, target: int, streams: list[int]) -> None:
@@ -24,25 +34,36 @@ def main(status: _socket.socket, outcome: mmap.mmap, plan_fd: int, target: int, 
         work = plan.read(plan_fd)
         os.close(plan_fd)
         machine = Machine(status)
+        machine.page = outcome
         if work.get("outside"):
             _, machine.outside = outside.fork(status, work["outside"], outcome)
+        entered, way = steps.resolve(work["entered"]), init.Way(work)
         steps.run(machine, steps.resolve(work["before"]))
-        foreign = bool(work["namespaces"] & linux.CLONE_NEWUSER)
-        owner = userns.owner_in(target, work["uid"]) if foreign else work["uid"]
-        for fd in streams:
-            credentials.own(fd, owner)
-        linux.setns(target, work["namespaces"], "of the container")
-        os.close(target)
-        if foreign:
-            userns.become_root(machine)
-        pid, pidfd = linux.clone3(linux.CLONE_PARENT)
+        enter(machine, work, target, streams)
+        # Now, since a filter that is loaded from here on may not know this call.
+        linux.close_range(way.inherit, flags=linux.CLOSE_RANGE_CLOEXEC)
+        steps.run(machine, entered)
+        pid, pidfd = linux.clone_parent()
         if pid:
             packets.send(status, wire.CHILD, 0, (pid,), (pidfd,))
             os._exit(0)
-        for number, fd in enumerate(streams):
-            os.dup2(fd, number)
-        init.run(machine, outcome, work)
+        steps.run(machine, way.first)
+        gates.until_go(status, wire.READY, machine.warnings[:8])
+        init.become(machine, outcome, way)
     except OSError as error:
         steps.fail(status, "join the container", error)
     except BaseException:  # noqa: BLE001 - whatever it is, it ends this child and is told to the launcher
         steps.fail_with(status, "setup")
+
+
+def enter(machine: Machine, work: Plan, target: int, streams: list[int]) -> None:
+    """All namespaces of the target; the PID namespace is that of the child that is made next. The streams are the program's from here on."""
+    foreign = bool(work["namespaces"] & linux.CLONE_NEWUSER)
+    owner = userns.owner_in(target, work["uid"]) if foreign else work["uid"]
+    for number, fd in enumerate(streams):
+        credentials.own(fd, owner)
+        os.dup2(fd, number)
+    linux.setns(target, work["namespaces"], "of the container")
+    os.close(target)
+    if foreign:
+        userns.become_root(machine)

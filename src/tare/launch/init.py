@@ -41,18 +41,31 @@ def main(status: _socket.socket, outcome: mmap.mmap, plan_fd: int) -> None:
 def run(machine: Machine, outcome: mmap.mmap, work: Plan) -> None:
     """Walk the plan and become its program."""
     machine.page = outcome
-    first = steps.resolve(work["steps"])
-    final = steps.resolve(work["final"])
-    program = linux.Exec(work["paths"], work["argv"], work["env"])
-    steps.run(machine, first)
+    way = Way(work)
+    steps.run(machine, way.first)
     gates.until_go(machine.status, wire.READY, machine.warnings[:8])
     # Now, since a filter that the final steps load may not know this call.
-    linux.close_range(work.get("inherit", 3), flags=linux.CLOSE_RANGE_CLOEXEC)
-    steps.run(machine, final)
+    linux.close_range(way.inherit, flags=linux.CLOSE_RANGE_CLOEXEC)
+    become(machine, outcome, way)
+
+
+class Way:
+    """What a plan has for the last process, looked up: the steps before the gate and after it, the program, what that inherits."""
+
+    def __init__(self, work: Plan) -> None:
+        self.first = steps.resolve(work["steps"])
+        self.final = steps.resolve(work["final"])
+        self.program = linux.Exec(work["paths"], work["argv"], work["env"])
+        self.inherit: int = work.get("inherit", 3)
+
+
+def become(machine: Machine, outcome: mmap.mmap, way: Way) -> None:
+    """The steps after the gate, and execve."""
+    steps.run(machine, way.final)
     outcome[4] = LOADING
     number = machine.program.load() if isinstance(machine.program, linux.SeccompProgram) else 0
     if not number:
         outcome[4] = EXECUTING
-        number = program()
+        number = way.program()
     outcome[:4] = number.to_bytes(4, "little")
     os._exit(127)

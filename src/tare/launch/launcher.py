@@ -34,6 +34,7 @@ RETRY = 1.0  # seconds before what failed for want of room is tried again
 TRACED_PAUSE = 0.01  # seconds between two attempts to reap a process that a debugger has not let go of
 STRAY_PAUSE = 0.05  # seconds between two looks for a child that nobody has named
 STRAY_LOOKS = 100
+MOST_SAID = 64  # messages of a child that are read without looking after others
 EINVAL, ENOSYS, EPIPE, ESRCH = 22, 38, 32, 3
 
 
@@ -297,26 +298,30 @@ class Launcher:
             self.loop.later(STRAY_PAUSE, lambda: self.look_for_strays(looks - 1))
 
     def hear_out(self, child: Child) -> None:
-        """What has been said so far."""
-        while child.status is not None and self.child_message(child):
-            continue
+        """What has been said so far; no end of it is not waited for."""
+        for _ in range(MOST_SAID):
+            if child.status is None or not self.child_message(child):
+                return
 
     def child_message(self, child: Child) -> bool:
         """Take one message of the child; False where there is none now."""
         assert child.status is not None
         try:
-            kind, _, fields, fds = packets.receive(child.status)
+            sender, kind, _, fields, fds = packets.receive_from(child.status)
         except BlockingIOError:
             return False
         except (packets.Closed, wire.WireError):
             self.silent(child)
             return False
-        if kind == wire.CHILD:
+        if not child.may_say(sender, kind, fields, fds):
+            self.distrust(child)
+        elif kind == wire.CHILD:
             self.born(child, wire.int_of(fields[0]), fds.pop())
             if child.unwanted:
                 child.kill()
             elif child.early is not None:
-                self.arrived(child, *child.early)
+                early, child.early = child.early, None
+                self.arrived(child, *early)
         elif child.unwanted:
             pass
         elif kind == wire.TERMINAL:
@@ -331,6 +336,16 @@ class Launcher:
             self.done(child, fields, fds)
         packets.close_all(fds)
         return True
+
+    def distrust(self, child: Child) -> None:
+        """It says what it has no business to say, so it is not itself: its end, and nothing it says is heard any more."""
+        if child.unwanted:
+            return
+        if not child.answered:
+            self.reply(child, wire.FAILED, (b"setup", EINVAL, b"the process was taken hold of before it could start"))
+        self.kill(child)
+        if child.pid:
+            self.silent(child)
 
     def done(self, child: Child, fields: Fields, fds: list[int]) -> None:
         """A child that was only asked to do something has done it; a pod's PID 1 lives on and is named by its PID outside."""
@@ -349,7 +364,7 @@ class Launcher:
         if kind == wire.READY:
             self.ready(child, fields)
             return
-        child.at_barrier = True
+        child.at_barrier = child.placed = True
         self.reply(child, wire.BORN, (child.pid, child.start), (child.pidfd,))
 
     def ready(self, child: Child, fields: Fields) -> None:
@@ -357,6 +372,7 @@ class Launcher:
         if not self.mark(child):
             return
         if child.kind in (wire.EXEC, wire.COMMAND):
+            child.warnings = fields
             self.open_gate(child)
             return
         fds = [child.pidfd] if child.terminal < 0 else [child.pidfd, child.terminal]
@@ -396,7 +412,8 @@ class Launcher:
         child.outcome.close()
         if outcome is not None and not outcome[1] and not child.answered:
             fds = [child.pidfd] if child.kind in (wire.EXEC, wire.COMMAND) else []
-            self.reply(child, wire.OK, (child.pid, child.start), fds if child.terminal < 0 else [*fds, child.terminal])
+            said = (child.pid, child.start, *child.warnings)
+            self.reply(child, wire.OK, said, fds if child.terminal < 0 else [*fds, child.terminal])
         self.close_terminal(child)
         if child.answered:
             return

@@ -18,6 +18,7 @@ syscall = libc.syscall
 syscall.restype = ctypes.c_long
 
 _X86 = os.uname().machine == "x86_64"
+NR_CLONE = 56 if _X86 else 220
 NR_PIVOT_ROOT = 155 if _X86 else 41
 NR_KEYCTL = 250 if _X86 else 219
 NR_SECCOMP = 317 if _X86 else 277
@@ -132,6 +133,23 @@ def clone3(flags: int = 0, cgroup: int = -1) -> tuple[int, int]:
     ctypes.pythonapi.PyOS_AfterFork_Parent()
     if pid < 0:
         raise OSError(number, os.strerror(number), "clone3")
+    return pid, pidfd.value
+
+
+def clone_parent() -> tuple[int, int]:
+    """Fork a child of this process's parent, by clone(2), which a filter can look into: (pid, pidfd), or (0, -1) in the child."""
+    pidfd = ctypes.c_int(-1)
+    zero = ctypes.c_long(0)
+    flags = ctypes.c_ulong(CLONE_PARENT | CLONE_PIDFD)
+    ctypes.pythonapi.PyOS_BeforeFork()
+    pid = syscall(ctypes.c_long(NR_CLONE), flags, zero, ctypes.byref(pidfd), zero, zero)
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+        return 0, -1
+    number = ctypes.get_errno()
+    ctypes.pythonapi.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError(number, os.strerror(number), "clone")
     return pid, pidfd.value
 
 

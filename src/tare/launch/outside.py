@@ -17,9 +17,8 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import _socket
 import os
-import struct
 
-from tare.launch import hooks, linux, listener, packets, steps, wire
+from tare.launch import attributes, hooks, linux, listener, packets, steps, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
     from tare.launch.plan import Step
 
-CREDENTIALS = struct.Struct("iii")  # struct ucred
 EIO = 5
 
 
@@ -48,7 +46,7 @@ class Outside:
 def fork(status: _socket.socket, lists: list[list[Step]], page: mmap.mmap) -> tuple[int, _socket.socket]:
     """Fork the helper: (its PID, the child's end of the socket pair). It ends by itself when nobody has the other end any more."""
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
-    theirs.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
+    packets.name_senders(theirs)
     pid, pidfd = linux.clone3()
     if pid == 0:
         ours.close()
@@ -108,11 +106,8 @@ def end(outside: Outside, label: str, failure: OSError) -> None:
 
 def hear(child: _socket.socket) -> tuple[int, int]:
     """(PID of who asks, number of the list). Raises packets.Closed."""
-    packet, ancillary, _, _ = child.recvmsg(wire.MAX_PACKET, _socket.CMSG_SPACE(CREDENTIALS.size))
-    if not packet:
-        raise packets.Closed
-    pid = next(CREDENTIALS.unpack(data)[0] for _, kind, data in ancillary if kind == _socket.SCM_CREDENTIALS)
-    _, _, fields = wire.decode(packet)
+    pid, _, _, fields, fds = packets.receive_from(child)
+    packets.close_all(fds)
     return pid, wire.int_of(fields[0])
 
 
@@ -125,4 +120,9 @@ def join_cgroup(outside: Outside, path: bytes) -> None:
         os.close(fd)
 
 
-OPERATIONS: dict[str, Callable[..., None]] = {"join_cgroup": join_cgroup, **hooks.OUTSIDE, **listener.OUTSIDE}
+OPERATIONS: dict[str, Callable[..., None]] = {
+    "join_cgroup": join_cgroup,
+    **attributes.OUTSIDE,
+    **hooks.OUTSIDE,
+    **listener.OUTSIDE,
+}

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+CREDENTIALS = struct.Struct("iii")  # struct ucred
+
+
 class Closed(Exception):
     """The other side is gone."""
 
@@ -80,26 +83,42 @@ def receive(connection: _socket.socket) -> tuple[int, int, list[wire.Field], lis
 
     The descriptors are the caller's to close; those of a malformed packet (WireError: also one that lost some, or its end) are closed here.
     """
-    space = _socket.CMSG_LEN(wire.MAX_FDS * 4)
+    return receive_from(connection)[1:]
+
+
+def name_senders(connection: _socket.socket) -> None:
+    """From now on the kernel tells of each message who has sent it (`receive_from`)."""
+    connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
+
+
+def receive_from(connection: _socket.socket) -> tuple[int, int, int, list[wire.Field], list[int]]:
+    """The same after the PID of the sender, 0 where that is not told.
+
+    A process with CAP_SYS_ADMIN over its PID namespace may give another's PID for its own, but only one that is in there.
+    """
+    space = _socket.CMSG_SPACE(wire.MAX_FDS * 4) + _socket.CMSG_SPACE(CREDENTIALS.size)
     try:
         packet, ancillary, flags, _ = connection.recvmsg(wire.MAX_PACKET, space, _socket.MSG_CMSG_CLOEXEC)
     except ConnectionError as error:
         raise Closed from error
     fds: list[int] = []
+    sender = 0
     for level, kind, data in ancillary:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
             fds.extend(struct.unpack_from(f"={len(data) // 4}i", data))
+        elif level == _socket.SOL_SOCKET and kind == _socket.SCM_CREDENTIALS:
+            sender = CREDENTIALS.unpack(data)[0]
     if not packet and not flags & _socket.MSG_CTRUNC:
         close_all(fds)
         raise Closed
     try:
-        if flags & (_socket.MSG_CTRUNC | _socket.MSG_TRUNC):
+        if flags & (_socket.MSG_CTRUNC | _socket.MSG_TRUNC) or len(fds) > wire.MAX_FDS:
             raise wire.WireError("a packet that is too long, or has more descriptors than there is room for")
         message, request, fields = wire.decode(packet)
     except wire.WireError:
         close_all(fds)
         raise
-    return message, request, fields, fds
+    return sender, message, request, fields, fds
 
 
 def close_all(fds: Sequence[int]) -> None:

@@ -6,6 +6,7 @@ dictionary of marshal's plain types (it is read by the same code that writes it,
 
     before       in the process in between, if there is one (`between`), or in an exec's first process; `making` is what
                  an error calls the making of the child after that
+    entered      in an exec's first process, when it has entered the container's namespaces
     steps        before the gate: cgroup, namespaces, mounts, pivot, working directory, standard streams
     outside      lists of steps for the helper in the node's namespaces, each run when a step `outside` asks for it;
                  `lingers` where one of them is asked for after the gate

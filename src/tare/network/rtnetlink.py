@@ -36,12 +36,15 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWQDISC = 36
 
 IFINFO = struct.Struct("=BxHiII")  # family, hardware type, index, flags, which flags to change
 IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
 ROUTE = struct.Struct(
     "=BBBBBBBBI"
 )  # family, prefix lengths of destination and source, tos, table, protocol, scope, type, flags
+TRAFFIC = struct.Struct("=BxxxiIII")  # family, index, handle, parent, info
+BUCKET = struct.Struct("=BBHhHI12xIII")  # of a rate: cell_log, link layer, overhead, alignment, mpu, rate; no peak rate; limit, buffer, mtu
 
 IFF_UP = 1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
@@ -53,12 +56,17 @@ IFLA_INET6_ADDR_GEN_MODE = 8
 IN6_ADDR_GEN_MODE_NONE = 1
 
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
+IFA_F_NODAD = 0x02
 
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
 RT_TABLE_MAIN, RT_TABLE_LOCAL = 254, 255
 RTPROT_BOOT = 3
 RT_SCOPE_UNIVERSE = 0
 RTN_UNICAST, RTN_LOCAL, RTN_BROADCAST, RTN_ANYCAST, RTN_MULTICAST = 1, 2, 3, 4, 5
+
+TCA_KIND, TCA_OPTIONS, TCA_TBF_PARMS, TCA_TBF_RATE64, TCA_TBF_BURST = 1, 2, 1, 4, 6
+TC_H_ROOT, TC_LINKLAYER_ETHERNET = 0xFFFFFFFF, 1
+MAX_U32 = 0xFFFFFFFF
 
 MAX_NAME = 15  # IFNAMSIZ without the closing zero byte
 MAX_ALIAS = 255
@@ -173,9 +181,12 @@ def list_links(kind: str = "") -> Message:
 
 
 def address_body(index: int, interface: Interface) -> bytes:
-    """An ifaddrmsg with the address (and, for IPv4 networks that have one, their broadcast address)."""
-    family = socket.AF_INET if interface.version == 4 else socket.AF_INET6
-    body = IFADDR.pack(family, interface.network.prefixlen, 0, 0, index)
+    """An ifaddrmsg with the address (and, for IPv4 networks that have one, their broadcast address).
+
+    An IPv6 address is to be used at once: that no other has it is known here, so the kernel need not ask around for a second.
+    """
+    family, flags = (socket.AF_INET, 0) if interface.version == 4 else (socket.AF_INET6, IFA_F_NODAD)
+    body = IFADDR.pack(family, interface.network.prefixlen, flags, 0, index)
     body += attribute(IFA_LOCAL, interface.ip.packed) + attribute(IFA_ADDRESS, interface.ip.packed)
     if interface.version == 4 and interface.network.prefixlen < 31:
         body += attribute(IFA_BROADCAST, interface.network.broadcast_address.packed)
@@ -209,6 +220,23 @@ def add_default_route(index: int, gateway: Address) -> Message:
 def list_routes() -> Message:
     """Ask for all routes of all tables."""
     return Message("list routes", RTM_GETROUTE, NLM_F_ACK | NLM_F_DUMP, ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0))
+
+
+def limit_rate(index: int, name: str, rate: int) -> Message:
+    """Let a link send no more than `rate` bytes a second (a token bucket): 5 ms of it at once, and another 50 ms wait in its queue.
+
+    Both are at least what one large segment takes, which the kernel hands to a link as one packet of 64 kB.
+    """
+    burst = min(max(rate // 200, 1 << 16), MAX_U32)
+    limit = min(burst + max(rate // 20, 1 << 16), MAX_U32)
+    rate32 = min(rate, MAX_U32)
+    options = attribute(
+        TCA_TBF_PARMS, BUCKET.pack(0, TC_LINKLAYER_ETHERNET, 0, 0, 0, rate32, limit, 0, 0)
+    ) + u32(TCA_TBF_BURST, burst)
+    if rate > MAX_U32:
+        options += attribute(TCA_TBF_RATE64, struct.pack("=Q", rate))
+    body = TRAFFIC.pack(0, index, 0, TC_H_ROOT, 0) + text(TCA_KIND, "tbf") + nested(TCA_OPTIONS, options)
+    return Message(f"limit {name} to {rate} bytes a second", RTM_NEWQDISC, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, body)
 
 
 def read_link(body: bytes) -> Link:

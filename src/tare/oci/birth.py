@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from tare.launch.plan import Plan
 
+HIGHEST_ERRNO = 4095
+
 
 class NotStarted(TareError):
     """A process that could not be made: at which step, with which errno (0: none), in the kernel's words."""
@@ -57,6 +59,7 @@ class Birth:
         self.outcome = mmap.mmap(self.outcome_fd, mmap.PAGESIZE)
         self.status, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
         self.maker = os.fork()
+        packets.name_senders(self.status)
         if self.maker == 0:
             self.status.close()
             from tare.oci import child
@@ -79,12 +82,12 @@ class Birth:
         ready = barrier = False
         while not ready or not self.pid:
             try:
-                kind, _, fields, fds = packets.receive(self.status)
+                sender, kind, _, fields, fds = packets.receive_from(self.status)
             except packets.Closed:
                 raise NotStarted(doing, step="setup", cause="the process was killed", errno=0) from None
-            if kind == wire.CHILD:
+            if kind == wire.CHILD and sender == self.maker and not self.pid:  # nobody else's word is taken for it
                 self.pid, self.pidfd = wire.int_of(fields[0]), fds.pop()
-            elif kind == wire.TERMINAL:
+            elif kind == wire.TERMINAL and self.terminal < 0 and fds:
                 self.terminal = fds.pop()
             elif kind == wire.FAILED:
                 raise failure(doing, fields)
@@ -158,7 +161,7 @@ def let_through(status: _socket.socket, outcome: mmap.mmap, doing: str) -> None:
         pass  # it has exec'd, or ended: the page and FAILED say which
     if failed is not None:
         raise failed
-    number, stage = int.from_bytes(outcome[:4], "little"), outcome[4]
+    number, stage = min(int.from_bytes(outcome[:4], "little"), HIGHEST_ERRNO), outcome[4]
     if stage == EXECUTING and not number:
         return
     if stage == EXECUTING:

@@ -151,7 +151,7 @@ def begin(container: Container, spec: Config, process: Config, birth: Birth, opt
         )
         work["inherit"] = FIRST_INHERITED + options.number("preserve-fds") + inherited()[0]
         if not process.get("terminal"):
-            work["steps"].insert(0, ("own_streams", "own the streams", process["user"]["uid"]))
+            work["entered"].insert(0, ("own_streams", "own the streams", process["user"]["uid"]))
         birth.send(wire.EXEC, (), work, (pidfd,))
     finally:
         os.close(pidfd)

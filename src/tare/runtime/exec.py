@@ -16,14 +16,18 @@ import struct
 import termios
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tare.config import BUILTIN
 from tare.errors import DeadlineExceeded, describe
 from tare.handlers.builtin import Process
 from tare.runtime import trees
 from tare.runtime.exits import process_of
 from tare.runtime.ports import Cgroups, Handler
 from tare.runtime.store import ContainerFacts
+
+if TYPE_CHECKING:
+    from tare.cgroups.manager import Cgroup
 
 log = logging.getLogger(__name__)
 
@@ -193,6 +197,17 @@ class Exec:
             self._close_theirs()
 
 
+def group_of(cgroups: Cgroups, facts: ContainerFacts, handler: str) -> tuple[Cgroup, str]:
+    """The control group that an exec in a container joins, and its path if it is the exec's own ("" where it is the container's).
+
+    Another runtime (`handler`) puts its execs into the container's by itself.
+    """
+    if handler not in ("", BUILTIN):
+        return cgroups.open(facts.cgroup), ""
+    group = cgroups.leaf(facts.cgroup, facts.process.pid)
+    return group, group.path if group.path != facts.cgroup else ""
+
+
 async def exec_sync(
     handler: Handler,
     cgroups: Cgroups,
@@ -201,17 +216,24 @@ async def exec_sync(
     exec_id: str,
     process: dict[str, Any],
     timeout: float,
+    runtime_handler: str,
 ) -> ExecResult:
-    """Run an OCI process in a container to its end. Raises DeadlineExceeded, StartFailed, Unavailable."""
+    """Run an OCI process in a container of that runtime handler to its end. Raises DeadlineExceeded, StartFailed, Unavailable."""
     doing = f"exec {process['args'][0]!r}"
-    cgroup = cgroups.open(facts.cgroup)
+    cgroup, leaf = group_of(cgroups, facts, runtime_handler)
 
     async def begin(stdin: int, stdout: int, stderr: int) -> Process:
         target = process_of(facts.process)
         return await handler.exec(exec_id, target, process, cgroup=cgroup, stdin=stdin, stdout=stdout, stderr=stderr)
 
     async def end(started: Process) -> None:
+        if leaf:
+            await cgroups.kill(leaf)
         await trees.kill(handler.root_of(started), lambda: cgroups.processes(facts.cgroup), doing)
         handler.signal(started, signal.SIGKILL)  # what stands in for it, where that does not end with it
 
-    return await Exec(handler, live, doing, begin, end).run(timeout)
+    try:
+        return await Exec(handler, live, doing, begin, end).run(timeout)
+    finally:
+        if leaf:
+            await cgroups.clear_leaf(leaf)

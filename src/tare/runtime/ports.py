@@ -215,6 +215,12 @@ class Cgroups(Protocol):
     def open(self, path: str) -> Cgroup:
         """The same, made before."""
 
+    def leaf(self, path: str, main: int) -> Cgroup:
+        """The same for an exec, with a group of its own inside of it, where there can be one: then its path is another."""
+
+    async def clear_leaf(self, path: str) -> None:
+        """Let an exec's own group go, but nothing that is in it. Idempotent."""
+
     async def remove(self, path: str) -> None:
         """Remove it. Idempotent."""
 

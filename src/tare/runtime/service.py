@@ -330,7 +330,10 @@ class Runtime:
         exec_id = f"{record.id}-{next(self._exec_numbers)}"
         parts = self.parts
         try:
-            return await exec.exec_sync(parts.handler, parts.cgroups, facts, self.execs, exec_id, process, timeout)
+            handler = self._store.pods[record.pod_id].handler
+            return await exec.exec_sync(
+                parts.handler, parts.cgroups, facts, self.execs, exec_id, process, timeout, handler
+            )
         except Unavailable:
             self._sweep_soon()
             raise
@@ -345,7 +348,8 @@ class Runtime:
         await self.sweep()
 
     async def sweep(self) -> None:
-        """End what an earlier launcher has made and nobody waits for."""
+        """End what an earlier launcher has made and nobody waits for; let go of what statistics keep of things that are no more."""
+        await self.stats.tidy()
         parts = self.parts
         await parts.handler.end_stray_commands(parts.handler.launcher_start_time())
         ours = strays.known(self._store) | self.execs | parts.handler.live_commands()

@@ -149,8 +149,7 @@ class Stats:
 
     def _read(self, paths: Iterable[str]) -> list[Reading]:
         """Blocks."""
-        kept = {facts.cgroup for facts in list(self._store.container_facts.values())}
-        self._reader.keep(kept | {pod.cgroup_parent for pod in list(self._store.pods.values())})
+        self._keep_open()
         return [
             Reading(time.time_ns(), time.monotonic_ns(), self._reader.read(path) if path else NOTHING) for path in paths
         ]
@@ -233,8 +232,12 @@ class Stats:
             )
         )
         by_pod: dict[str, list[ContainerDetails]] = {}
-        for item in found:
-            by_pod.setdefault(item.stats.record.pod_id, []).append(item)
+        for item, group, more, taken in found:
+            # Not in the thread: what counts OOM kills for systemd's scopes belongs to the loop.
+            kills = self._parts.cgroups.oom_kills(group)
+            told = ContainerDetails(stats=item, cgroup=group, details=more, census=taken, oom_kills=kills)
+            by_pod.setdefault(item.record.pod_id, []).append(told)
+            await asyncio.sleep(0)
         return [
             PodDetails(
                 record=record,
@@ -246,23 +249,27 @@ class Stats:
             for record in records
         ]
 
-    def _details(self, containers: Iterable[ContainerStats]) -> list[ContainerDetails]:
-        """Of those that run still. Blocks."""
+    def _details(self, containers: Iterable[ContainerStats]) -> list[tuple[ContainerStats, str, Details, Census]]:
+        """Of those that run still, with where their groups are. Blocks."""
         found = []
         for stats in containers:
             facts = self._store.container_facts.get(stats.record.id)
             if facts is not None:
-                group = facts.cgroup
-                found.append(
-                    ContainerDetails(
-                        stats=stats,
-                        cgroup=group,
-                        details=self._reader.details(group),
-                        census=census.take(self._reader.members(group), facts.process.pid),
-                        oom_kills=self._parts.cgroups.oom_kills(group),
-                    )
-                )
+                taken = census.take(self._reader.members(facts.cgroup), facts.process.pid)
+                found.append((stats, facts.cgroup, self._reader.details(facts.cgroup), taken))
         return found
+
+    # Housekeeping
+
+    async def tidy(self) -> None:
+        """Let go of what is kept open of groups that are no more, also where nobody asks any more."""
+        await asyncio.to_thread(self._keep_open)
+        self._forget()
+
+    def _keep_open(self) -> None:
+        containers = {facts.cgroup for facts in list(self._store.container_facts.values())}
+        pods = {pod.cgroup_parent for pod in list(self._store.pods.values()) if pod.state is PodState.READY}
+        self._reader.keep(containers | pods)
 
 
 def completed(own: Counters, inside: Sequence[Counters]) -> Counters:

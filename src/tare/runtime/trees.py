@@ -1,7 +1,8 @@
 """Everything that one exec has started, and its end.
 
-A process belongs to an exec if it is the exec's own, descends from it, or is in its session. One that has left both (a new
-session, and a parent that is gone) cannot be told from the container's others and is left alone.
+An exec has a control group of its own (`cgroups.leaf`), and all that it started is in that. Where it has none (version 1 alone, another
+runtime's), a process belongs to it if it is the exec's own, descends from it, or is in its session; one that has left both (a new
+session, and a parent that is gone) cannot be told from the container's others then and is left alone.
 """
 
 from __future__ import annotations

@@ -116,9 +116,11 @@ class Forward:
                 await error.send(f"forward port {text}: {describe(failure)}".encode())
                 await data.abort()
         finally:
-            await end(tasks)
-            await bounded(error.send(b"", fin=True))
-            await hang_up(writer)
+            try:
+                await end(tasks)
+                await bounded(error.send(b"", fin=True))
+            finally:
+                await hang_up(writer)
 
 
 async def into(writer: asyncio.StreamWriter, receive: Callable[[], Awaitable[bytes]], reset: asyncio.Event) -> None:
@@ -202,6 +204,7 @@ class SocketForward:
             await self._say(2 * index + 1, f"forward port {port}: {describe(failure)}".encode())
         finally:
             inbox.discard()
+            writer.close()
             await end([inward])
             await hang_up(writer)
 
