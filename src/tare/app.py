@@ -124,7 +124,12 @@ def build(config: Config, cgroups: CgroupManager) -> Daemon:
         store=store,
         watchers=watchers,
         runtime=runtime,
-        interactive=Interactive(parts, runtime.execs, config.streaming.hangup_grace),
+        interactive=Interactive(
+            parts,
+            runtime.execs,
+            hangup_seconds=config.streaming.hangup_grace,
+            orphan_seconds=config.streaming.orphan_grace,
+        ),
     )
 
 

@@ -3,10 +3,10 @@
     [daemon]   root, run, socket, log_level
     [images]   hosts_dir, policy, decryption_keys_dir, auth_file, parallel_layers, progress_timeout, min_rate, range_size,
                max_manifest_size, max_layer_size, max_layer_entries, disk_reserve, keep_blobs, pinned, gc_high, gc_low, gc_min_age
-    [network]  mode, bridge, subnet, mtu
+    [network]  mode, bridge, subnet, subnet6, mtu
     [runtime]  default_handler, refuse_missing_sources, pods_per_logger, max_log_line, cgroup_root, cgroup_driver, cdi_spec_dirs
     [runtime.handlers.NAME]  type, path, options, sandbox
-    [streaming]  address, port, tls_cert, tls_key, idle_timeout, hangup_grace
+    [streaming]  address, port, tls_cert, tls_key, idle_timeout, hangup_grace, orphan_grace
 
 Unknown keys are errors: a setting that is misspelt must not be silently a default.
 """
@@ -71,11 +71,15 @@ class ImagesConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
-    """The embedded network. An empty `bridge` or `subnet` means chosen: `tare0` and 10.85.0.0/16 for the instance at /run/tare, others by hash."""
+    """The embedded network. An empty `bridge` or `subnet` means chosen: `tare0` and 10.85.0.0/16 for the instance at /run/tare, others by hash.
+
+    An empty `subnet6` means that pods have IPv4 alone.
+    """
 
     mode: str = "embedded"
     bridge: str = ""
     subnet: str = ""
+    subnet6: str = ""
     mtu: int = 0
 
 
@@ -117,7 +121,8 @@ class StreamingConfig:
     """Where exec, attach and port-forward are streamed: an IP address and a TCP port (0: any free one), with TLS where there is a certificate.
 
     A session on which nothing is said for `idle_timeout` seconds ends. A terminal whose client has vanished hangs up, and what has not ended
-    after `hangup_grace` seconds is killed.
+    after `hangup_grace` seconds is killed; a command without one reaches the end of its input, and is killed after `orphan_grace` seconds (0: it is
+    left to itself).
     """
 
     address: str = "127.0.0.1"
@@ -126,6 +131,7 @@ class StreamingConfig:
     tls_key: str = ""
     idle_timeout: float = 4 * 3600.0
     hangup_grace: float = 10.0
+    orphan_grace: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

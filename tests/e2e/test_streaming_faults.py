@@ -37,7 +37,7 @@ COUNTING = ("sh", "-c", "while :; do echo $((i+=1)); sleep 0.02; done")
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Node]:
-    with busy_node("faults", settings="[streaming]\nhangup_grace = 1.0\n") as node:
+    with busy_node("faults", settings="[streaming]\nhangup_grace = 1.0\norphan_grace = 1.5\n") as node:
         yield node
 
 
@@ -125,7 +125,7 @@ def test_a_session_outlives_launcher_and_keeper(node: Node, victim: str) -> None
 
 
 def test_the_daemons_end_is_told_to_sessions_and_does_not_wait_for_them(node: Node) -> None:
-    box = container(node, "count", *COUNTING)
+    box = container(node, "ending", *COUNTING)
     sessions = [
         execute(node, box, "sleep", "321"),
         terminal(node, box, "sleep", "321"),
@@ -157,7 +157,7 @@ def test_a_pipe_that_ends_early_and_a_file_that_is_long(node: Node, tmp_path: Pa
     assert endless.stderr is not None
     assert endless.stderr.read() == b""
     endless.stderr.close()
-    until(lambda: "yes" not in inside(node, box, "ps"))
+    until(lambda: "yes" not in inside(node, box, "ps"))  # which [streaming] orphan_grace sees to
     path = tmp_path / "long"
     with path.open("wb") as file:
         file.truncate(96 << 20)
@@ -196,7 +196,7 @@ def test_tls_through_the_daemon(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_thousands_of_sessions_leave_nothing(node: Node) -> None:
-    box = container(node, "count", "sh", "-c", "while :; do echo tick; sleep 0.2; done")
+    box = container(node, "ticking", "sh", "-c", "while :; do echo tick; sleep 0.2; done")
 
     def executed() -> None:
         client = SpdyClient.connect(exec_url(node, box, "true", stdout=True), ["v4.channel.k8s.io"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tare.handlers import early
 from tare.handlers.compile import Filter
 from tests.support.launch import (
     Box,
@@ -237,51 +238,89 @@ def test_every_open_in_the_root_is_by_handle_and_bounded(tmp_path: Path) -> None
     container_order(tmp_path, check)
 
 
-def test_the_order_of_an_exec(tmp_path: Path) -> None:
+@pytest.mark.parametrize("confined", [True, False])
+def test_the_order_of_an_exec(confined: bool, tmp_path: Path) -> None:
+    """The process that is made first does all that takes privileges; the one that it makes in the PID namespace has none."""
+
     async def body(launch: Launch) -> None:
         box = await launch.start(["sleep", "1000"])
         reading, writing = os.pipe2(os.O_CLOEXEC)
         launch.descriptors += (reading, writing)
+        changes = {
+            "cwd": "/tmp",
+            "user": {"uid": 3, "gid": 4},
+            "noNewPrivileges": confined,
+            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 10, "hard": 20}],
+            "seccomp": {"defaultAction": "SCMP_ACT_ALLOW"},
+        }
         async with Trace(launch.pid_of("launcher"), tmp_path / "trace") as trace:
-            made = await launch.begin_exec(box, SPEAK, writing, cwd="/tmp", user={"uid": 3, "gid": 4})
+            made = await launch.begin_exec(box, SPEAK, writing, **changes)
             await readable(reading)
         calls = trace.calls()
-        [helper] = [pid for pid, found in calls.items() if any(call.name == "setns" for call in found)]
-        names = [call.name for call in calls[helper]]
-        texts = [str(call) for call in calls[helper]]
+        [maker] = [pid for pid, found in calls.items() if any(call.name == "setns" for call in found)]
+        names = [call.name for call in calls[maker]]
+        texts = [str(call) for call in calls[maker]]
         joins = [i for i, text in enumerate(texts) if text.startswith("openat") and "cgroup.procs" in text]
         # v2's group is the clone's.
         assert len(joins) == sum(
             box.cgroup.directory_v2 is None or box.cgroup.directory_v2 not in join for join in box.cgroup.join
         )
+
+        def first_of(*words: str) -> int:
+            return next(i for i, text in enumerate(texts) if all(word in text for word in words))
+
+        filter = first_of("seccomp(SECCOMP_SET_MODE_FILTER")
         places = [
-            next(i for i, text in enumerate(texts) if "PR_SET_DUMPABLE" in text),
+            first_of("PR_SET_DUMPABLE"),
             *joins,
+            names.index("dup2"),
             names.index("setns"),
-            next(i for i, name in enumerate(names) if name in ("clone", "clone3")),
+            first_of("close_range", "CLOSE_RANGE_CLOEXEC"),
+            first_of("openat2", '"/tmp"', "RESOLVE_NO_MAGICLINKS"),
+            names.index("keyctl"),
+            first_of("PR_CAPBSET_DROP"),
+            *([] if confined else [filter]),
+            names.index("setgroups"),
+            names.index("setresuid"),
+            names.index("capset"),
+            *([first_of("PR_SET_NO_NEW_PRIVS"), filter] if confined else []),
+            first_of("clone(", "CLONE_PARENT"),
             names.index("sendmsg"),
         ]
         assert places == sorted(places), texts
-        assert not any(path.endswith(".py") for call in calls[helper] if call.name in BY_PATH for path in call.words)
+        assert not any(path.endswith(".py") for call in calls[maker] if call.name in BY_PATH for path in call.words)
         order = Order(calls[made.pid])
         first = order.first
         order.assert_order(
-            first("dup2"),
-            first("setsid"),
-            first("openat2", '"/tmp"', "RESOLVE_NO_MAGICLINKS"),
-            first("keyctl"),
-            first("sendmsg"),
-            first("recvmsg"),
-            first("close_range", "CLOSE_RANGE_CLOEXEC"),
-            first("prctl", "PR_CAPBSET_DROP"),
-            first("setresuid"),
-            first("capset"),
-            first("prctl", "PR_SET_NO_NEW_PRIVS"),
-            len(order.calls) - 1,
+            first("setsid"), first("sendmsg"), first("recvmsg"), first("prlimit64"), len(order.calls) - 1
         )
-        assert order.paths(-1, len(order.calls) - 1) == ["/tmp"]
+        # It has the filter by then: whatever else it did would have to be known to `handlers.early`.
+        assert {call.name for call in order.calls} - set(early.MEMORY) <= set(early.TO_MAKE)
 
-    in_launch(tmp_path, body, cgroups=True)
+    in_launch(tmp_path, body, filter=ALLOW_ALL, cgroups=True)
+
+
+def test_the_order_of_an_exec_whose_filter_forbids_it(tmp_path: Path) -> None:
+    """Then the filter comes where a container's comes; with no_new_privs it alone."""
+    lines = [(0x20, 0, 0, 0), (0x15, 0, 1, early.NUMBERS[os.uname().machine]["setsid"])]
+    lines += [(0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)]
+    refusing = Filter(program=b"".join(early.INSTRUCTION.pack(*line) for line in lines))
+
+    async def body(launch: Launch) -> None:
+        box = await launch.start(["sleep", "1000"])
+        for confined in (True, False):
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+            launch.descriptors += (reading, writing)
+            seccomp = {"defaultAction": "SCMP_ACT_ALLOW"}
+            async with Trace(launch.pid_of("launcher"), tmp_path / f"trace{confined}") as trace:
+                made = await launch.begin_exec(box, SPEAK, writing, noNewPrivileges=confined, seccomp=seccomp)
+                await readable(reading)
+            order = Order(trace.calls()[made.pid])
+            after = order.between(order.first("seccomp"), len(order.calls) - 1)
+            assert after == [] if confined else after[-1] in ("capset", "prctl"), after
+            assert ("capset" in [call.name for call in order.calls]) != confined
+
+    in_launch(tmp_path, body, filter=refusing)
 
 
 def test_the_order_with_a_user_namespace(tmp_path: Path) -> None:

@@ -17,9 +17,7 @@ from tests.support.netns import on_its_own_node, sh
 pytestmark = pytest.mark.root
 SUBNET4, SUBNET6 = ipaddress.IPv4Network("10.99.16.0/20"), ipaddress.IPv6Network("fd00:99::/64")
 REDIRECTS = (
-    firewall.Redirect(
-        protocol="tcp", host=None, port=8080, target=ipaddress.IPv4Address("10.99.16.2"), target_port=80
-    ),
+    firewall.Redirect(protocol="tcp", host=None, port=8080, target=ipaddress.IPv4Address("10.99.16.2"), target_port=80),
     firewall.Redirect(
         protocol="sctp",
         host=ipaddress.IPv6Address("2001:db8::1"),
@@ -49,6 +47,7 @@ table inet tare-test0 {
     }
     chain output {
         type nat hook output priority -100; policy accept;
+        ip6 daddr ::1 accept
         fib daddr type local jump hostports
     }
     chain hostports {
@@ -65,7 +64,6 @@ table inet tare-test0 {
         ip6 saddr fd00:99::/64 ip6 daddr != fd00:99::/64 ip6 daddr != ff00::/8 masquerade fully-random
         oifname "br-test" meta mark & 0x2000 == 0x2000 masquerade fully-random
         oifname "br-test" ip saddr 127.0.0.0/8 masquerade fully-random
-        oifname "br-test" ip6 saddr ::1 masquerade fully-random
     }
 }
 """

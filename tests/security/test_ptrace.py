@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tare.handlers.builtin import StartFailed
+from tare.handlers.capabilities import mask
+from tare.runtime.seccomp_compile import SeccompCompiler
+from tare.runtime.seccomp_profile import default_profile
 from tests.support.launch import Box, Launch, in_launch, line, namespaces, python_mounts, until
 from tests.support.trace import Call, Trace
 
@@ -157,6 +162,143 @@ def test_nobody_looks_into_a_container_of_the_pod_before_it_is_one(tmp_path: Pat
     in_launch(tmp_path, body)
 
 
+# Whoever appears here and is not the program yet is stopped and looked at; what is done to it then is in `treat`.
+SEIZE = """
+def facts(pid):
+    with open(f"/proc/{pid}/status") as file:
+        return dict(line.rstrip("\\n").split(":\t", 1) for line in file if ":\t" in line)
+def seized(pid):
+    answer(libc.ptrace(0x4206, pid, None, None))
+    answer(libc.ptrace(0x4207, pid, None, None))
+    os.waitpid(pid, 0x40000000)
+newest = os.open("/proc/sys/kernel/ns_last_pid", os.O_RDONLY)
+last, held = os.getpid(), []
+print("hunting", flush=True)
+while len(held) < WANTED:
+    pid = int(os.pread(newest, 20, 0))
+    if pid == last:
+        continue
+    last = pid
+    try:
+        first = facts(pid)
+        seized(pid)
+    except OSError:
+        continue
+    now = facts(pid)
+    if now["Name"] == "tare-launcher":
+        held.append([first, now, treat(pid)])
+    libc.ptrace(17, pid, None, None)
+print(json.dumps(held), flush=True)
+"""
+LOOK = """
+def treat(pid):
+    links = {}
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            links[fd] = os.readlink(f"/proc/{pid}/fd/{fd}")
+        except OSError as error:
+            links[fd] = errno.errorcode[error.errno]
+    return [links, os.readlink(f"/proc/{pid}/root"), os.readlink(f"/proc/{pid}/cwd")]
+"""
+LIE = """
+import socket, struct
+def packet(kind, *fields):
+    parts = [struct.pack("<BBIH", 0x54, kind, 0, len(fields))]
+    for field in fields:
+        value = struct.pack("<q", field) if isinstance(field, int) else field
+        parts.append(struct.pack("<BI", 0x69 if isinstance(field, int) else 0x62, len(value)) + value)
+    return b"".join(parts)
+LIES = [(packet(40, 1), True), (packet(40, b""), False), (packet(41), False), (packet(42, 5), False), (packet(44), False),
+        (packet(1, 1, 1), False), (packet(3, b"setup", -1, b""), False), (b"?", False)]
+def treat(pid):
+    pidfd, own = os.pidfd_open(pid), os.pidfd_open(os.getpid())
+    told = 0
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        copy = libc.syscall(438, pidfd, int(fd), 0)
+        if copy >= 0 and os.readlink(f"/proc/self/fd/{copy}").startswith("socket:"):
+            lie, beside = LIES[len(held) % len(LIES)]
+            with socket.socket(fileno=os.dup(copy)) as launcher:
+                try:
+                    socket.send_fds(launcher, [lie], [own] if beside else [])
+                    told += 1
+                except OSError:
+                    pass
+        if copy >= 0:
+            os.close(copy)
+    os.close(pidfd)
+    os.close(own)
+    return told
+"""
+
+
+async def held(launch: Launch, hunter: Box, **changes: Any) -> list[Any]:
+    """What a container that may trace got hold of, while processes are made in it."""
+    assert await line(hunter) == "hunting", hunter.read("stderr")
+    while launch.handler.alive(hunter.process):
+        with contextlib.suppress(StartFailed):
+            await launch.exec(hunter, ["true"], **changes)
+    said = hunter.read("stdout")
+    assert said, hunter.read("stderr")
+    found: list[Any] = json.loads(said)
+    return found
+
+
+@pytest.mark.parametrize("confined", [True, False])
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_who_may_trace_gets_hold_of_nothing_but_the_likes_of_itself(uid: int, confined: bool, tmp_path: Path) -> None:
+    """CAP_SYS_PTRACE of the node's own user namespace: it may attach to the process of an exec as soon as that is there, and finds a
+    process of the container's, with its filter."""
+    profile = default_profile([name for names in TRACER.values() for name in names])
+    filter = asyncio.run(SeccompCompiler(tmp_path / "seccomp").compile(profile))
+    user = {"uid": uid, "gid": uid, "additionalGids": [7]}
+
+    async def body(launch: Launch) -> None:
+        code = f"{WAYS}\nWANTED = {WANTED}\n{LOOK}\n{SEIZE}"
+        hunter = await launch.start(
+            [*PYTHON, code], mounts=python_mounts(), capabilities=TRACER, noNewPrivileges=confined
+        )
+        changes = {"user": user, "capabilities": TRACER, "noNewPrivileges": confined, "seccomp": profile}
+        for first, now, (links, root, cwd) in await held(launch, hunter, **changes):
+            for facts in (first, now):
+                if facts["Name"] != "tare-launcher":
+                    continue  # it was not there yet, or no more
+                assert facts["CapBnd"] == format(tracing(), "016x") and facts["CapInh"] == facts["CapAmb"] == "0" * 16
+                assert facts["CapPrm"] == facts["CapEff"] == facts["CapBnd"]
+                assert facts["Uid"].split() == [str(uid)] * 4 and facts["Groups"].split() == ["7"]
+                assert facts["NoNewPrivs"] == str(int(confined)) and facts["Seccomp"] == "2"
+            assert (root, cwd) == ("/", "/")
+            assert all(link.startswith(("pipe:", "socket:", "/dev/null")) for link in links.values()), links
+
+    in_launch(tmp_path, body, filter=filter)
+
+
+def tracing() -> int:
+    """TRACER as a mask."""
+    return mask(TRACER["permitted"])[0]
+
+
+def test_what_it_says_in_the_name_of_its_prey_leads_nowhere(tmp_path: Path) -> None:
+    """Not even to another process that would be taken for the exec's: the launcher goes on, and everybody else's marker is what it was."""
+
+    async def body(launch: Launch) -> None:
+        code = f"{WAYS}\nWANTED = {WANTED}\n{LIE}\n{SEIZE}"
+        neighbour = await launch.start(["sleep", "1000"])
+        launcher = launch.pid_of("launcher")
+        hunter = await launch.start([*PYTHON, code], mounts=python_mounts(), capabilities=TRACER)
+        told = [treated for _, _, treated in await held(launch, hunter, capabilities=TRACER)]
+        assert sum(told) >= WANTED // 2, told
+        assert (await launch.wait(hunter.process)).code == 0
+        assert launch.pid_of("launcher") == launcher and launch.handler.alive(neighbour.process)
+        own = f"{neighbour.process.pid}.{neighbour.process.start_time}"
+        await until(
+            lambda: [path.name for path in (launch.run_directory / "tasks").iterdir()] == [own], "the end of all"
+        )
+        assert not list((launch.run_directory / "exits").iterdir())
+        assert (await launch.exec(neighbour, ["echo", "well"])).out == "well\n"
+
+    in_launch(tmp_path, body)
+
+
 def before_execve(trace: Trace, pid: int) -> list[Call]:
     """What a process has done until it became the container's program; nothing, while that is not on record."""
     calls = trace.calls().get(pid, [])
@@ -174,8 +316,10 @@ def test_a_change_of_user_does_not_open_it_again(tmp_path: Path) -> None:
             made = await launch.begin_exec(box, ["sleep", "1000"], launch.descriptors[0], user=user)
             both = (box.process.pid, made.pid)
             await until(lambda: all(before_execve(trace, pid) for pid in both), "their execve")
-        for pid in both:
-            left = [f"{call.name} {call.arguments}" for call in before_execve(trace, pid)]
+        [maker] = [found for found in trace.calls().values() if any(call.name == "clone" for call in found)]
+        assert not any(call.name.startswith("setres") for call in before_execve(trace, made.pid))
+        for calls in (before_execve(trace, box.process.pid), maker):
+            left = [f"{call.name} {call.arguments}" for call in calls]
             changed = max(index for index, call in enumerate(left) if call.startswith(("setres", "setfs")))
             assert any(call.startswith("prctl PR_SET_DUMPABLE, SUID_DUMP_DISABLE") for call in left[changed:]), left
 

@@ -75,6 +75,14 @@ def ip(command: str) -> list[dict[str, Any]]:
     return [item for item in found if item]
 
 
+def udp(address: str, port: int = 0) -> socket.socket:
+    """A datagram socket in the namespace of this thread."""
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(TIMEOUT)
+    sock.bind((address, port))
+    return sock
+
+
 class Namespace:
     """A network namespace, new or that of the process `pid`: `fd`, and `netlink`, an rtnetlink socket in it."""
 
@@ -124,15 +132,13 @@ class Namespace:
 
     def udp(self, address: str = "0.0.0.0", port: int = 0) -> socket.socket:
         """A bound datagram socket inside; closed with the namespace."""
+        return self.keep(lambda: udp(address, port))
 
-        def make() -> socket.socket:
-            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            self._sockets.append(sock)
-            sock.settimeout(TIMEOUT)
-            sock.bind((address, port))
-            return sock
-
-        return self.run(make)
+    def keep(self, make: Callable[[], socket.socket]) -> socket.socket:
+        """A socket made inside; closed with the namespace."""
+        sock = self.run(make)
+        self._sockets.append(sock)
+        return sock
 
 
 def wire(other: Namespace, name: str, peer: str) -> None:

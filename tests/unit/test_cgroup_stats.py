@@ -137,7 +137,7 @@ def hybrid(tmp_path: Path) -> Layout:
             "blkio.throttle.io_serviced_recursive": "254:0 Read 1\nTotal 1\n",
         },
     )
-    write(tmp_path / "unified", {"cpu.pressure": PRESSURE, "hugetlb.2MB.current": "0\n"})
+    write(tmp_path / "unified", {"cpu.pressure": PRESSURE, "hugetlb.2MB.current": "0\n"}, "tare-detached/c1")
     first = (tree(tmp_path / name, 1, name) for name in ("cpu", "cpuacct", "memory", "pids", "blkio"))
     return layout("hybrid", *first, tree(tmp_path / "unified", 2, "hugetlb"))
 
@@ -185,7 +185,7 @@ def test_counters_of_a_hybrid_layout(hybrid: Layout) -> None:
         swap=12288,
     )
     assert (found.memory.available, found.memory.swap_available) == (None, None)
-    assert found.cpu_pressure is not None
+    assert found.cpu_pressure is not None, "in the tree where the group is set aside"
     assert (found.memory_pressure, found.io_pressure) == (None, None)
 
 
@@ -230,6 +230,7 @@ def test_details_of_a_hybrid_layout(hybrid: Layout, pages: str) -> None:
     assert (found.threads, found.threads_max) == (1, 64), "in the tree where the group is set aside"
     assert [(item.operation, item.value) for item in found.moved] == [("Read", 4096), ("Write", 0), ("Total", 4096)]
     assert found.memory["own_faults"] == 100
+    assert found.hugepages == [("2MB", 0, None)]
     assert (found.memory["failures"], found.memory["peak"], found.memory["kernel"]) == (5, 4000000000, 6)
     assert "events_high" not in found.memory
 

@@ -375,11 +375,63 @@ def test_bytes_that_are_no_text_stay_what_they_are() -> None:
 def test_an_exec_joins_before_it_becomes() -> None:
     process = spec(noNewPrivileges=True, oomScoreAdj=100)["process"]
     plan = compiler.execution(process, PLACE.join, linux.CLONE_NEWNS, FILTER)
-    assert names(plan["before"]) == ["hide", "oom_score", "join_cgroup", "join_cgroup"]
+    assert names(plan["before"])[:2] == ["hide", "oom_score"]
+    assert names(plan["before"])[-2:] == ["join_cgroup", "join_cgroup"]
     assert plan["before"][1][2] == 100
-    assert names(plan["steps"]) == ["session", "change_directory", "keyring"]
-    assert names(plan["final"])[-1] == "seccomp_last"
     assert plan["namespaces"] == linux.CLONE_NEWNS and plan["uid"] == 5
+
+
+REFUSING = b"\x06\x00\x00\x00\x01\x00\x05\x00"  # EPERM for everything
+PASSING = FILTER.program
+BECOMING = ["umask", "bounding", "identity", "capabilities"]
+
+
+@pytest.mark.parametrize(
+    ("confined", "program", "entered", "final"),
+    [
+        (True, b"", [*BECOMING, "no_new_privileges"], []),
+        (True, PASSING, [*BECOMING, "no_new_privileges", "seccomp"], []),
+        (True, REFUSING, [*BECOMING, "no_new_privileges"], ["seccomp_last"]),
+        (False, b"", BECOMING, []),
+        (False, PASSING, ["umask", "bounding", "seccomp", "identity", "capabilities"], []),
+        (False, REFUSING, [], ["umask", "bounding", "seccomp", "identity", "capabilities"]),
+    ],
+)
+def test_an_exec_is_no_more_than_the_container_when_it_appears_there(
+    confined: bool, program: bytes, entered: list[str], final: list[str]
+) -> None:
+    """All that takes privileges is done by the process that makes it, as far as the filter lets that be."""
+    process = spec(noNewPrivileges=confined, terminal=True, rlimits=[nofile(10, 20)])["process"]
+    process |= {"apparmorProfile": "tight", "scheduler": {"policy": "SCHED_OTHER", "nice": 1}}
+    plan = compiler.execution(process, (), linux.CLONE_NEWNS, compiler.Filter(program=program) if program else None)
+    first = ["exec_terminal", "change_directory", "default_signals", "keyring", "apparmor", "close_slot"]
+    assert names(plan["entered"]) == first + entered
+    assert names(plan["steps"]) == ["lead_session", "control_terminal", "outside"]
+    assert [names(one) for one in plan["outside"]] == [["scheduler"]]
+    assert names(plan["final"]) == ["rlimit", *final]
+    assert "raise_rlimit" in names(plan["before"])
+
+
+def test_a_filter_with_a_listener_is_loaded_by_the_process_that_it_is_for() -> None:
+    listening = compiler.Filter(program=PASSING, listener="/agent.sock")
+    for confined in (True, False):
+        process = spec(noNewPrivileges=confined)["process"]
+        plan = compiler.execution(process, (), linux.CLONE_NEWNS, listening)
+        assert "seccomp_listener" in names(plan["final"])
+        assert ("capabilities" in names(plan["entered"])) == confined
+
+
+def test_where_a_filter_leaves_an_exec_open_to_who_may_trace_there_is_a_warning() -> None:
+    tracer = {kind: ["CAP_SYS_PTRACE"] for kind in ("bounding", "effective", "permitted")}
+    for confined, program, sets, warned in (
+        (False, REFUSING, tracer, True),
+        (False, REFUSING, {}, False),
+        (False, PASSING, tracer, False),
+        (True, REFUSING, tracer, False),
+    ):
+        process = spec(noNewPrivileges=confined, capabilities=sets)["process"]
+        plan = compiler.execution(process, (), linux.CLONE_NEWNS, compiler.Filter(program=program))
+        assert ("warn" in names(plan["entered"])) == warned
 
 
 def test_read_only_root_and_propagation() -> None:

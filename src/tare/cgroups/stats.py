@@ -91,8 +91,7 @@ def directories(tree: Hierarchy | None, path: str) -> tuple[str, str]:
     if tree is None:
         return "", ""
     name = relative(path)
-    aside = f"{tree.directory}/{detached(name)}" if tree.version == 1 else ""
-    return f"{tree.directory}/{name}", aside
+    return f"{tree.directory}/{name}", f"{tree.directory}/{detached(name)}"
 
 
 class Reader:

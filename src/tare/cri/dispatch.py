@@ -19,12 +19,12 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from tare import __version__
 from tare.cri.errors import Unimplemented, refusal
-from tare.errors import TareError, Unavailable, describe
+from tare.errors import InvalidArgument, TareError, Unavailable, describe
 
 log = logging.getLogger(__name__)
 Method = Callable[[Message], Coroutine[Any, Any, Message]]
@@ -39,6 +39,13 @@ class Context(Protocol):
 
     async def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
         """End the call with a status, by raising."""
+
+
+class Malformed:
+    """In the place of a request that is none: by itself grpc would answer INTERNAL."""
+
+    def __init__(self, error: DecodeError) -> None:
+        self.error = error
 
 
 class Service(Protocol):
@@ -90,8 +97,9 @@ def generic_handler(descriptor: ServiceDescriptor, service: Service, lasting: La
 
 
 def _handler(method: MethodDescriptor, service: Service, lasting: Lasting) -> grpc.RpcMethodHandler:
+    decode = GetMessageClass(method.input_type).FromString
     codecs = {
-        "request_deserializer": GetMessageClass(method.input_type).FromString,
+        "request_deserializer": decode if method.client_streaming else _tolerant(decode),
         "response_serializer": GetMessageClass(method.output_type).SerializeToString,
     }
     work: Any = getattr(service, method.name, None)
@@ -106,6 +114,24 @@ def _handler(method: MethodDescriptor, service: Service, lasting: Lasting) -> gr
     if method.name in service.lasting:
         return grpc.unary_unary_rpc_method_handler(_unary(method.name, _kept(method.name, work, lasting)), **codecs)
     return grpc.unary_unary_rpc_method_handler(_unary(method.name, work), **codecs)
+
+
+def _tolerant(decode: Callable[[bytes], Message]) -> Callable[[bytes], Message | Malformed]:
+    def decoded(data: bytes) -> Message | Malformed:
+        try:
+            return decode(data)
+        except DecodeError as error:
+            return Malformed(error)
+
+    return decoded
+
+
+def _sound(name: str, request: Message | Malformed) -> Message:
+    """The request. Raises InvalidArgument where it is none."""
+    if isinstance(request, Malformed):
+        hint = "is a text in it no UTF-8?"
+        raise InvalidArgument(f"read the request of {name}", cause=str(request.error), hint=hint) from request.error
+    return request
 
 
 def _kept(name: str, work: Method, lasting: Lasting) -> Method:
@@ -129,17 +155,24 @@ def _missing_stream(name: str) -> Callable[[Message, Context], Awaitable[None]]:
     return missing
 
 
-def _unary(name: str, work: Method) -> Callable[[Message, Context], Awaitable[Message]]:
-    async def answer(request: Message, context: Context) -> Message:
-        return await _answer(name, work(request), context)
+def _unary(name: str, work: Method) -> Callable[[Message | Malformed, Context], Awaitable[Message]]:
+    async def sound(request: Message | Malformed) -> Message:
+        return await work(_sound(name, request))
+
+    async def answer(request: Message | Malformed, context: Context) -> Message:
+        return await _answer(name, sound(request), context)
 
     return answer
 
 
 def _stream(
     name: str, work: Callable[[Message], AsyncGenerator[Message]]
-) -> Callable[[Message, Context], AsyncIterator[Message]]:
-    async def answer(request: Message, context: Context) -> AsyncIterator[Message]:
+) -> Callable[[Message | Malformed, Context], AsyncIterator[Message]]:
+    async def sound(request: Message | Malformed) -> Message:
+        return _sound(name, request)
+
+    async def answer(given: Message | Malformed, context: Context) -> AsyncIterator[Message]:
+        request = await _answer(name, sound(given), context)
         async with contextlib.aclosing(work(request)) as replies:
             # A client that waits for what happens from now on knows by this that it will hear of it.
             await context.send_initial_metadata(())

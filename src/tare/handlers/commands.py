@@ -177,11 +177,16 @@ class Commands:
             return Ended(code, said.text())
 
     async def capture(
-        self, argv: Sequence[str], *, env: Mapping[str, str] = ENVIRONMENT, timeout: float
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] = ENVIRONMENT,
+        stdin: bytes | None = None,
+        timeout: float,
     ) -> tuple[Ended, str]:
         """As `run`, and what it wrote to standard output (the last CAPTURE bytes of it)."""
         with Said(CAPTURE) as output:
-            result = await self.run(argv, env=env, stdout=output.end, timeout=timeout)
+            result = await self.run(argv, env=env, stdin=stdin, stdout=output.end, timeout=timeout)
             return result, output.text()
 
     async def _finish(self, process: Process, began: float, timeout: float, doing: str, said: Said) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from tare.errors import InvalidArgument
 from tare.handlers import attributes, early, labels
-from tare.handlers.capabilities import CAPABILITY_BITS, mask, names
+from tare.handlers.capabilities import mask, names
 from tare.handlers.options import encoded
 
 TYPE_CHECKING = False
@@ -90,8 +90,7 @@ def parted_credentials(
 
 def exposed(process: Spec) -> list[Step]:
     """The warning that a filter leaves a process open to who may trace, for a container that may."""
-    permitted = capability_sets(process)[0]["permitted"]
-    if not permitted >> CAPABILITY_BITS["CAP_SYS_PTRACE"] & 1:
+    if not capability_sets(process)[0]["permitted"] & mask(["CAP_SYS_PTRACE"])[0]:
         return []
     words = (
         "the seccomp filter, without no_new_privs, forbids to give capabilities up early: CAP_SYS_PTRACE gets at them"

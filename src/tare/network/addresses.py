@@ -34,6 +34,13 @@ def gateway(subnet: ipaddress.IPv4Network) -> ipaddress.IPv4Interface:
     return ipaddress.IPv4Interface((int(subnet.network_address) + 1, subnet.prefixlen))
 
 
+def companion(
+    subnet6: ipaddress.IPv6Network, subnet: ipaddress.IPv4Network, address: ipaddress.IPv4Address
+) -> ipaddress.IPv6Address:
+    """The IPv6 address that goes with an address of the subnet: as far from the beginning of its own. One lease is for both."""
+    return subnet6.network_address + (int(address) - int(subnet.network_address))
+
+
 def capacity(subnet: ipaddress.IPv4Network) -> int:
     """How many pods fit: all but the network's address, the bridge's, and the broadcast address."""
     return max(0, subnet.num_addresses - 3)

@@ -21,18 +21,20 @@ import contextlib
 import ipaddress
 import logging
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import ENODEV
 from pathlib import Path
 
 from tare.config import NetworkConfig
 from tare.errors import FailedPrecondition, InternalError, InvalidArgument, TareError, describe
-from tare.network import bridge, nft, rtnetlink, subnets, sysctl
-from tare.network.addresses import Leases, gateway
+from tare.network import bridge, rtnetlink, subnets, sysctl
+from tare.network.addresses import Leases, companion, gateway
 from tare.network.netlink import Netlink, NetlinkError
-from tare.network.rtnetlink import Link
+from tare.network.publishing import Publisher
+from tare.network.rtnetlink import Interface, Link, Network
+from tare.network.wishes import Wishes
 from tare.state.database import Database
 
 log = logging.getLogger(__name__)
@@ -53,10 +55,12 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remembered:
-    """What state.db keeps of a bridge by its name: the subnet of the last start, and the one that the cluster has given to this node."""
+    """What state.db keeps of a bridge by its name: the subnets of the last start, and those that the cluster has given to this node ("": none)."""
 
     subnet: str
     given: str = ""
+    subnet6: str = ""
+    given6: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,19 @@ class Ready:
 
     index: int
     subnet: ipaddress.IPv4Network
+    subnet6: ipaddress.IPv6Network | None
     mtu: int
+
+    def addresses(self, lease: ipaddress.IPv4Address) -> list[Interface]:
+        """A pod's addresses, with their prefix length: the leased one, and IPv6's that goes with it."""
+        own: list[Interface] = [ipaddress.IPv4Interface((lease, self.subnet.prefixlen))]
+        if self.subnet6 is not None:
+            own.append(ipaddress.IPv6Interface((companion(self.subnet6, self.subnet, lease), self.subnet6.prefixlen)))
+        return own
+
+    def gateways(self) -> list[Interface]:
+        """The bridge's addresses."""
+        return self.addresses(gateway(self.subnet).ip)
 
 
 @contextlib.contextmanager
@@ -82,11 +98,11 @@ class EmbeddedNetwork:
         self._config = config
         self._run = run.resolve()
         self._bridge = subnets.bridge_name(config.bridge, self._run)
-        self._table = f"tare-{self._bridge}"
+        self._publisher = Publisher(database, self._bridge)
         self._leases = Leases(database)
         self._remembered = database.table("networks", Remembered)
         remembered = self._remembered.get(self._bridge)
-        self._given = remembered.given if remembered is not None else ""
+        self._given = (remembered.given, remembered.given6) if remembered is not None else ("", "")
         self._removal = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tare-links")
         self._ready: Ready | None = None
         if config.mtu and config.mtu not in MTU_RANGE:
@@ -101,25 +117,16 @@ class EmbeddedNetwork:
             self._set_up(netlink)
 
     async def use_ranges(self, ranges: Sequence[str]) -> None:
-        """Give new pods addresses from the first IPv4 range of these, which is remembered. The settings' subnet goes before it.
+        """Give new pods addresses from the first IPv4 range and the first IPv6 range of these, which are remembered. The settings go before them.
 
         Raises InvalidArgument for a range that is no use, FailedPrecondition where the settings name another, pods still hold addresses
         of the one before, or something else uses it.
         """
-        doing = f"use pod CIDR {','.join(ranges)}"
-        given = next((item for item in ranges if ipaddress.ip_network(item).version == 4), None)
-        if given is None:
-            raise InvalidArgument(doing, cause="the embedded network needs an IPv4 range")
-        subnet = str(subnets.parse_subnet(given, doing))
-        if self._config.subnet:
-            if subnets.parse_subnet(self._config.subnet) != ipaddress.IPv4Network(subnet):
-                cause = f"the settings have pods in {self._config.subnet}"
-                raise FailedPrecondition(doing, cause=cause, hint="take [network] subnet out of them")
-            return
-        before, self._given = self._given, subnet
+        given = subnets.given(ranges, self._config.subnet, self._config.subnet6)
+        before, self._given = self._given, given
         try:
             with node() as netlink:
-                if before != subnet or self._ready is None:
+                if before != given or self._ready is None:
                     self._set_up(netlink)
         except BaseException:
             self._given = before
@@ -134,18 +141,24 @@ class EmbeddedNetwork:
             return str(error)
         return None
 
-    async def attach(self, pod_id: str, netns: int, netlink: socket.socket) -> Attachment:
+    async def attach(self, pod_id: str, netns: int, netlink: socket.socket, wishes: Wishes | None = None) -> Attachment:
         """Put the pod on the network; if that fails nothing is left.
 
         `netns` is a descriptor of the pod's namespace, `netlink` an AF_NETLINK socket (NETLINK_ROUTE) made inside it; both stay
-        the caller's. Raises ResourceExhausted without a free address, FailedPrecondition where the pod is attached already,
-        and whatever `setup` raises.
+        the caller's. Raises ResourceExhausted without a free address, FailedPrecondition where the pod is attached already or a port
+        that it wants is taken, InvalidArgument for a port that makes no sense, and whatever `setup` raises.
         """
         with node() as host:
             network = self._usable(host)
             address = self._leases.take(network.subnet, pod_id)
             try:
-                return self._connect(host, Netlink(netlink), pod_id, netns, network, address)
+                if wishes is not None and wishes.ports:
+                    ips = [item.ip for item in network.addresses(address)]
+                    self._publisher.publish(host, wishes.ports, ips, pod_id, f"{wishes.namespace}/{wishes.name}")
+                attachment = self._connect(host, Netlink(netlink), pod_id, netns, network, address)
+                if wishes is not None and (wishes.ingress or wishes.egress):
+                    self._limit(host, Netlink(netlink), attachment, wishes)
+                return attachment
             except BaseException:
                 try:
                     self._disconnect(host, pod_id)
@@ -159,10 +172,11 @@ class EmbeddedNetwork:
             self._disconnect(host, pod_id)
 
     async def recover(self, pods: set[str]) -> None:
-        """Remove the links and release the leases of pods other than these. Works before `setup` too."""
+        """Remove the links, and release the ports and the leases, of pods other than these. Works before `setup` too."""
         with node() as netlink:
             links = self._pod_links(netlink)
             self._unplug(netlink, [link for pod_id, link in links if pod_id not in pods])
+        self._publisher.keep(pods)
         for pod_id in self._leases.pods() - pods:
             self._leases.release(pod_id)
 
@@ -174,8 +188,19 @@ class EmbeddedNetwork:
             link = bridge.find_link(netlink, self._bridge)
         if link is not None and link.alias == bridge.mark(self._run):
             self._removal.submit(remove_link, link)
-        nft.apply(nft.remove(self._table))
+        self._publisher.remove()
         await self.settle()
+
+    async def look(self) -> None:
+        """What `status` tells is looked at when it is asked."""
+
+    async def close(self) -> None:
+        """What was begun is finished."""
+        await self.settle()
+
+    def describe(self) -> Mapping[str, object]:
+        """For who asks what the daemon knows of itself."""
+        return {"mode": "embedded", "bridge": self._bridge, "subnet": str(self._ready.subnet) if self._ready else None}
 
     async def settle(self) -> None:
         """Wait until the links that were unplugged so far are removed."""
@@ -186,15 +211,26 @@ class EmbeddedNetwork:
         host = bridge.look(netlink)
         remembered = self._remembered.get(self._bridge)
         before = ipaddress.IPv4Network(remembered.subnet) if remembered else None
+        before6 = ipaddress.IPv6Network(remembered.subnet6) if remembered and remembered.subnet6 else None
         in_use = before is not None and bool(self._leases.held(str(before)))
         ranges = bridge.occupied(host, self._bridge)
-        subnet = subnets.choose_subnet(self._config.subnet or self._given, self._run, before, ranges, in_use)
-        wanted = bridge.Bridge(self._bridge, self._run, gateway(subnet), self._config.mtu or bridge.uplink_mtu(host))
-        index = bridge.ensure(netlink, host, wanted, gateway(before) if before else None)
-        self._remembered.put(self._bridge, Remembered(subnet=str(subnet), given=self._given))
+        given, given6 = self._given
+        subnet = subnets.choose_subnet(self._config.subnet or given, self._run, before, ranges, in_use)
+        subnet6 = subnets.choose_subnet6(self._config.subnet6 or given6, subnet, before6, ranges, in_use)
+        ready = Ready(0, subnet, subnet6, self._config.mtu or bridge.uplink_mtu(host))
+        stale = Ready(0, before, before6, 0).gateways() if before is not None else []
+        wanted = bridge.Bridge(self._bridge, self._run, tuple(ready.gateways()), ready.mtu)
+        index = bridge.ensure(netlink, host, wanted, stale)
+        self._remembered.put(
+            self._bridge,
+            Remembered(subnet=str(subnet), given=given, subnet6=str(subnet6) if subnet6 else "", given6=given6),
+        )
         sysctl.ensure("1", "net", "ipv4", "ip_forward")
-        nft.apply(nft.replace(nft.Table(self._table, subnet)))
-        self._ready = Ready(index, subnet, wanted.mtu)
+        if subnet6 is not None:
+            bridge.forward_ipv6(host)
+        nets: list[Network] = [subnet] if subnet6 is None else [subnet, subnet6]
+        self._publisher.set_up(tuple(nets))
+        self._ready = replace(ready, index=index)
         return self._ready
 
     def _usable(self, netlink: Netlink) -> Ready:
@@ -208,7 +244,8 @@ class EmbeddedNetwork:
     def _connect(
         self, host: Netlink, pod: Netlink, pod_id: str, netns: int, network: Ready, address: ipaddress.IPv4Address
     ) -> Attachment:
-        name, mac, via = bridge.pod_link_name(pod_id), bridge.mac_of(address), gateway(network.subnet).ip
+        name, mac, via = bridge.pod_link_name(pod_id), bridge.mac_of(address), [item.ip for item in network.gateways()]
+        own = network.addresses(address)
         if bridge.find_link(host, name) is not None:
             # Looked for first, because the kernel goes on with a batch after an error and would change that other link.
             raise FailedPrecondition(f"attach pod {pod_id}", cause=f"a link {name} exists already")
@@ -227,18 +264,27 @@ class EmbeddedNetwork:
         pod.run(
             [
                 rtnetlink.set_link("lo", up=True),
-                rtnetlink.add_address(inside.index, ipaddress.IPv4Interface((address, network.subnet.prefixlen))),
+                *(rtnetlink.add_address(inside.index, item) for item in own),
                 rtnetlink.set_link(INTERFACE, up=True),
-                rtnetlink.add_default_route(inside.index, via),
+                *(rtnetlink.add_default_route(inside.index, item) for item in via),
             ]
         )
         # The carrier reaches the bridge's port, the bridge and their queues when a kernel thread gets to it; to be asked about a link
         # makes the kernel do it now (since 6.8). Otherwise the pod's first ARP request may be lost, and the next is a second later.
         host.ask(rtnetlink.get_link(name), rtnetlink.get_link(self._bridge))
-        return Attachment((str(address),), INTERFACE, mac, name, str(via))
+        return Attachment(tuple(str(item.ip) for item in own), INTERFACE, mac, name, str(via[0]))
+
+    def _limit(self, host: Netlink, pod: Netlink, attachment: Attachment, wishes: Wishes) -> None:
+        """Hold both ends of the link to their rates: what the node's end sends is what comes to the pod."""
+        name = attachment.host_interface
+        for netlink, end, bits in ((host, name, wishes.ingress), (pod, INTERFACE, wishes.egress)):
+            link = bridge.find_link(netlink, end) if bits else None
+            if link is not None:
+                netlink.run([rtnetlink.limit_rate(link.index, end, max(bits // 8, 1))])
 
     def _disconnect(self, host: Netlink, pod_id: str) -> None:
-        """Unplug the pod's link and release its lease, in this order: the address is free when nothing answers to it."""
+        """Withdraw the pod's ports, unplug its link, release its lease, in this order: the address is free when nothing answers to it."""
+        self._publisher.withdraw(pod_id)
         link = bridge.find_link(host, bridge.pod_link_name(pod_id))
         if link is not None and bridge.pod_of(self._run, link) == pod_id:
             self._unplug(host, [link])

@@ -20,7 +20,7 @@ from pathlib import Path
 from tare.errors import FailedPrecondition
 from tare.network import rtnetlink, sysctl
 from tare.network.netlink import Netlink, NetlinkError
-from tare.network.rtnetlink import Link, LinkAddress, Route
+from tare.network.rtnetlink import Interface, Link, LinkAddress, Route
 from tare.network.subnets import Occupied
 
 DEFAULT_MTU = 1500
@@ -43,11 +43,11 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """What an instance's bridge shall be. `gateway` is its own address, with the subnet's prefix length; `mtu` is in bytes."""
+    """What an instance's bridge shall be. `gateways` are its own addresses, IPv4's first, with their prefix lengths; `mtu` is in bytes."""
 
     name: str
     run: Path
-    gateway: ipaddress.IPv4Interface
+    gateways: tuple[Interface, ...]
     mtu: int
 
 
@@ -72,7 +72,7 @@ def pod_link_name(pod_id: str) -> str:
     return f"tare{pod_id[:POD_NAME_LENGTH]}"
 
 
-def mac_of(address: ipaddress.IPv4Address) -> str:
+def mac_of(address: rtnetlink.Address) -> str:
     """The MAC address that goes with an IPv4 address: locally administered, and the same whenever the address comes back.
 
     A neighbour that remembers the pod which had the address before then still sends to the right place.
@@ -134,7 +134,7 @@ def uplink_mtu(host: Host) -> int:
     return mtus[best.index] if best else DEFAULT_MTU
 
 
-def check_ours(link: Link, addresses: Iterable[LinkAddress], run: Path, expected: set[ipaddress.IPv4Interface]) -> None:
+def check_ours(link: Link, addresses: Iterable[LinkAddress], run: Path, expected: set[Interface]) -> None:
     """Raise ForeignBridge unless the link is this instance's bridge, with no IPv4 address but the expected ones."""
     doing = f"use {link.name} as the bridge of this instance"
     cure = f"name another: [network] bridge, or remove it: ip link delete {link.name}"
@@ -151,25 +151,24 @@ def check_ours(link: Link, addresses: Iterable[LinkAddress], run: Path, expected
             raise ForeignBridge(doing, cause=f"something else gave it the address {interface}", hint=f"try: {remove}")
 
 
-def ensure(netlink: Netlink, host: Host, wanted: Bridge, stale: ipaddress.IPv4Interface | None) -> int:
-    """Make the bridge, or make it as wanted; returns its index. `stale` is an address that an earlier start gave it.
+def ensure(netlink: Netlink, host: Host, wanted: Bridge, stale: Iterable[Interface]) -> int:
+    """Make the bridge, or make it as wanted; returns its index. `stale` are addresses that an earlier start gave it.
 
     Pods' links that lost their bridge come back to it. Raises ForeignBridge, NetlinkError.
     """
     link = next((link for link in host.links if link.name == wanted.name), None)
     if link is None:
-        made = rtnetlink.add_bridge(wanted.name, mac=mac_of(wanted.gateway.ip), mtu=wanted.mtu)
+        made = rtnetlink.add_bridge(wanted.name, mac=mac_of(wanted.gateways[0].ip), mtu=wanted.mtu)
         netlink.run([made, rtnetlink.set_link(wanted.name, alias=mark(wanted.run))])
         index, present = rtnetlink.read_link(netlink.ask(rtnetlink.get_link(wanted.name))[0]).index, set()
     else:
-        check_ours(link, host.addresses, wanted.run, {wanted.gateway, stale} if stale else {wanted.gateway})
+        check_ours(link, host.addresses, wanted.run, {*wanted.gateways, *stale})
         index = link.index
         present = {address.interface for address in host.addresses if address.index == index}
-    messages = []
-    if stale is not None and stale != wanted.gateway and stale in present:
-        messages.append(rtnetlink.delete_address(index, stale))
-    if wanted.gateway not in present:
-        messages.append(rtnetlink.add_address(index, wanted.gateway))
+    messages = [rtnetlink.delete_address(index, old) for old in stale if old in present and old not in wanted.gateways]
+    if any(address.version == 6 for address in wanted.gateways):
+        allow_ipv6(wanted.name)
+    messages += [rtnetlink.add_address(index, address) for address in wanted.gateways if address not in present]
     refuse_router_advertisements(wanted.name)
     messages.append(rtnetlink.set_link(wanted.name, mtu=wanted.mtu, up=True))
     for lost in host.links:
@@ -185,3 +184,29 @@ def refuse_router_advertisements(bridge: str) -> None:
     key = ("net", "ipv6", "conf", bridge, "accept_ra")
     if sysctl.path_of(*key).exists():
         sysctl.ensure("0", *key)
+
+
+def allow_ipv6(bridge: str) -> None:
+    """A node that has IPv6 off for new links would refuse the bridge its address."""
+    key = ("net", "ipv6", "conf", bridge, "disable_ipv6")
+    if not sysctl.path_of(*key).exists():
+        cause = "the kernel has no IPv6"
+        raise FailedPrecondition(f"give {bridge} an IPv6 address", cause=cause, hint="take [network] subnet6 out")
+    sysctl.ensure("0", *key)
+
+
+def forward_ipv6(host: Host) -> None:
+    """Let the node forward IPv6.
+
+    A node that forwards takes itself for a router, and stops listening to routers where it listened only as a host (accept_ra 1): it would
+    lose its own default route. So the links that it has one by are told to go on (2).
+    """
+    if sysctl.path_of("net", "ipv6", "conf", "all", "forwarding").read_text().strip() == "1":
+        return
+    names = {link.index: link.name for link in host.links}
+    for route in host.routes:
+        key = ("net", "ipv6", "conf", names.get(route.index, ""), "accept_ra")
+        by_router = route.destination.version == 6 and not route.destination.prefixlen and route.index in names
+        if by_router and sysctl.path_of(*key).read_text().strip() == "1":
+            sysctl.ensure("2", *key)
+    sysctl.ensure("1", "net", "ipv6", "conf", "all", "forwarding")

@@ -57,9 +57,7 @@ def list_flows(family: int, port: int) -> Message:
     """Ask for the UDP flows of a family whose first packet was addressed to the port."""
     protocol = attribute(CTA_PROTO_NUM, bytes([socket.IPPROTO_UDP])) + attribute(CTA_PROTO_DST_PORT, PORT.pack(port))
     wanted = struct.pack("=I", BY_PROTOCOL | BY_DESTINATION_PORT)
-    by = nested(
-        CTA_FILTER, attribute(CTA_FILTER_ORIG_FLAGS, wanted), attribute(CTA_FILTER_REPLY_FLAGS, bytes(4))
-    )
+    by = nested(CTA_FILTER, attribute(CTA_FILTER_ORIG_FLAGS, wanted), attribute(CTA_FILTER_REPLY_FLAGS, bytes(4)))
     body = GENERIC.pack(family, 0, 0) + nested(CTA_TUPLE_ORIG, nested(CTA_TUPLE_PROTO, protocol)) + by
     kind = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
     return Message(f"list the UDP flows to port {port}", kind, NLM_F_ACK | NLM_F_DUMP, body)

@@ -11,6 +11,7 @@
             fib daddr type local jump hostports               # from outside and from pods
         }
         chain output { type nat hook output priority -100; policy accept;
+            ip6 daddr ::1 accept                              # where pods have IPv6
             fib daddr type local jump hostports               # from the node itself
         }
         chain hostports {
@@ -32,6 +33,8 @@ answer directly, from an address that was not called. So such packets take the n
 which they are; it is the one that CNI's portmap uses for the same. It lives for one pass through the stack. A call of the node's own to
 127.0.0.1 leaves by the bridge with that source, for which the bridge has `route_localnet`; that would let pods call the node's
 loopback too (CVE-2020-8558), which `guard` prevents before connections are looked at: an answer is addressed to the bridge there.
+IPv6 has no such setting: the kernel takes no packet for ::1 from a link, so ports are not published there, and a client that knows the
+node as "localhost" is refused at once and goes on to 127.0.0.1.
 
 There is no chain that accepts forwarded packets: a verdict of accept ends one table only, and what another table's
 policy drops stays dropped. Nor does a table of ours decide what the node may receive.
@@ -53,7 +56,7 @@ from tare.network.rtnetlink import Address, Network
 HOSTPORT_MARK = 0x2000
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 PORT = struct.Struct(">H2x")  # a register is filled up with zeros
-LOOPBACK4 = ipaddress.IPv4Network("127.0.0.0/8")
+LOOPBACK4, LOOPBACK6 = ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,6 @@ class Family:
     length: int
     type: int
     multicast: Network
-    loopback: Network
 
     @property
     def words(self) -> int:
@@ -75,9 +77,7 @@ class Family:
         return self.length // 4
 
 
-IPV4 = Family(
-    4, socket.AF_INET, 12, 16, 4, nft.TYPE_IPV4_ADDR, ipaddress.IPv4Network("224.0.0.0/4"), LOOPBACK4
-)
+IPV4 = Family(4, socket.AF_INET, 12, 16, 4, nft.TYPE_IPV4_ADDR, ipaddress.IPv4Network("224.0.0.0/4"))
 IPV6 = Family(
     6,
     socket.AF_INET6,
@@ -86,7 +86,6 @@ IPV6 = Family(
     16,
     nft.TYPE_IPV6_ADDR,
     ipaddress.IPv6Network("ff00::/8"),
-    ipaddress.IPv6Network("::1/128"),
 )
 FAMILIES = {4: IPV4, 6: IPV6}
 
@@ -120,7 +119,9 @@ def match_family(family: Family) -> bytes:
 def match_network(family: Family, offset: int, network: Network, *, inside: bool = True) -> bytes:
     """The address at `offset` of the header is in the network, or is not."""
     load = nft.payload(nft.NFT_PAYLOAD_NETWORK_HEADER, offset, family.length)
-    mask = b"" if network.prefixlen == network.max_prefixlen else nft.bitwise(network.netmask.packed, bytes(family.length))
+    mask = (
+        b"" if network.prefixlen == network.max_prefixlen else nft.bitwise(network.netmask.packed, bytes(family.length))
+    )
     return load + mask + nft.compare(network.network_address.packed, equal=inside)
 
 
@@ -177,11 +178,17 @@ def redirections(table: Table, family: Family, subnet: Network) -> Iterator[Mess
         )
 
 
-def loopback(table: Table, family: Family) -> Message:
+def loopback(table: Table) -> Message:
     """What the node sends from its loopback to a pod takes the bridge's address."""
     outwards = nft.interface(nft.NFT_META_OIFNAME, table.bridge)
-    source = match_family(family) + match_network(family, family.source, family.loopback)
+    source = match_family(IPV4) + match_network(IPV4, IPV4.source, LOOPBACK4)
     return nft.new_rule(table.name, "postrouting", outwards, source, nft.masquerade())
+
+
+def spare_loopback6(table: Table) -> Message:
+    """What the node sends to ::1 stays there."""
+    destination = match_family(IPV6) + match_network(IPV6, IPV6.destination, LOOPBACK6)
+    return nft.new_rule(table.name, "output", destination, nft.verdict(nft.NF_ACCEPT))
 
 
 def guards(table: Table) -> Iterator[Message]:
@@ -206,16 +213,16 @@ def replace(table: Table) -> list[Message]:
         nft.new_chain(name, "postrouting", "nat", nft.NF_INET_POST_ROUTING, nft.NF_IP_PRI_NAT_SRC),
         *guards(table),
     ]
+    if IPV6 in families:
+        changes.append(spare_loopback6(table))
     for chain in ("prerouting", "output"):
-        changes.append(
-            nft.new_rule(name, chain, nft.destination_is_local(), nft.verdict(nft.NFT_JUMP, "hostports"))
-        )
+        changes.append(nft.new_rule(name, chain, nft.destination_is_local(), nft.verdict(nft.NFT_JUMP, "hostports")))
     for family, subnet in zip(families, table.subnets, strict=True):
         changes += redirections(table, family, subnet)
         changes.append(leave(table, subnet))
     marked = nft.interface(nft.NFT_META_OIFNAME, table.bridge) + nft.has_mark_bit(HOSTPORT_MARK)
     changes.append(nft.new_rule(name, "postrouting", marked, nft.masquerade()))
-    changes += [loopback(table, family) for family in families]
+    changes.append(loopback(table))
     return nft.transaction(*changes, *change_redirects(name, table.redirects, add=True))
 
 

@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS ports (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS ports_by_pod ON ports (pod_id);
 """
+LOOPBACK6 = ipaddress.IPv6Address("::1")
 KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 
@@ -94,6 +95,9 @@ def check(ports: Iterable[Port]) -> list[Port]:
             continue
         if not port.container_port:
             raise InvalidArgument(f"publish {port.words}", cause="the container's port is missing")
+        if port.host_ip and ipaddress.ip_address(port.host_ip) == LOOPBACK6:
+            cause = "the kernel routes nothing between ::1 and a pod"
+            raise InvalidArgument(f"publish {port.words}", cause=cause, hint="127.0.0.1 can be had")
         if any(clash(port, other) for other in kept):
             raise InvalidArgument(f"publish {port.words}", cause="the pod asks for it twice, for different ports")
         kept.append(port)

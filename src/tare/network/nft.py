@@ -92,9 +92,7 @@ def expression(name: str, *data: bytes) -> bytes:
 def compare(data: bytes, *, equal: bool = True) -> bytes:
     """Go on with the rule only if register 1 is equal to the data, or is not."""
     operator = NFT_CMP_EQ if equal else NFT_CMP_NEQ
-    return expression(
-        "cmp", be32(NFTA_CMP_SREG, NFT_REG_1), be32(NFTA_CMP_OP, operator), value(NFTA_CMP_DATA, data)
-    )
+    return expression("cmp", be32(NFTA_CMP_SREG, NFT_REG_1), be32(NFTA_CMP_OP, operator), value(NFTA_CMP_DATA, data))
 
 
 def meta(key: int, register: int = NFT_REG_1) -> bytes:
@@ -237,7 +235,9 @@ def concatenated(types: Sequence[int]) -> int:
     return joined
 
 
-def new_map(table: str, name: str, number: int, key: tuple[Sequence[int], int], data: tuple[Sequence[int], int]) -> Message:
+def new_map(
+    table: str, name: str, number: int, key: tuple[Sequence[int], int], data: tuple[Sequence[int], int]
+) -> Message:
     """Make a map; `key` and `data` are the types of their parts and their length in bytes. `number` tells it apart in the transaction."""
     return message(
         f"make map {name} in nftables table {table}",

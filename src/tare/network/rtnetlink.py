@@ -44,7 +44,9 @@ ROUTE = struct.Struct(
     "=BBBBBBBBI"
 )  # family, prefix lengths of destination and source, tos, table, protocol, scope, type, flags
 TRAFFIC = struct.Struct("=BxxxiIII")  # family, index, handle, parent, info
-BUCKET = struct.Struct("=BBHhHI12xIII")  # of a rate: cell_log, link layer, overhead, alignment, mpu, rate; no peak rate; limit, buffer, mtu
+BUCKET = struct.Struct(
+    "=BBHhHI12xIII"
+)  # of a rate: cell_log, link layer, overhead, alignment, mpu, rate; no peak rate; limit, buffer, mtu
 
 IFF_UP = 1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
@@ -230,9 +232,9 @@ def limit_rate(index: int, name: str, rate: int) -> Message:
     burst = min(max(rate // 200, 1 << 16), MAX_U32)
     limit = min(burst + max(rate // 20, 1 << 16), MAX_U32)
     rate32 = min(rate, MAX_U32)
-    options = attribute(
-        TCA_TBF_PARMS, BUCKET.pack(0, TC_LINKLAYER_ETHERNET, 0, 0, 0, rate32, limit, 0, 0)
-    ) + u32(TCA_TBF_BURST, burst)
+    options = attribute(TCA_TBF_PARMS, BUCKET.pack(0, TC_LINKLAYER_ETHERNET, 0, 0, 0, rate32, limit, 0, 0)) + u32(
+        TCA_TBF_BURST, burst
+    )
     if rate > MAX_U32:
         options += attribute(TCA_TBF_RATE64, struct.pack("=Q", rate))
     body = TRAFFIC.pack(0, index, 0, TC_H_ROOT, 0) + text(TCA_KIND, "tbf") + nested(TCA_OPTIONS, options)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,15 +65,58 @@ def parse_subnet(configured: str, doing: str = "") -> ipaddress.IPv4Network:
     return subnet
 
 
+def parse_subnet6(configured: str, subnet: ipaddress.IPv4Network, doing: str = "") -> ipaddress.IPv6Network:
+    """The IPv6 subnet that the configuration names, or `doing` another; it has room for each address of the IPv4 one. Raises InvalidArgument."""
+    doing = doing or f"[network] subnet6 = {configured!r}"
+    try:
+        subnet6 = ipaddress.IPv6Network(configured)
+    except ValueError as error:
+        raise InvalidArgument(doing, cause=str(error), hint="for example fd00:85::/64") from error
+    first = subnet6.network_address
+    if first.is_multicast or first.is_loopback or first.is_unspecified or first.is_link_local or first.ipv4_mapped:
+        raise InvalidArgument(doing, cause="pods cannot have addresses of this range")
+    if 128 - subnet6.prefixlen < 32 - subnet.prefixlen:
+        cause = f"it is smaller than {subnet}: each pod has an address of both"
+        raise InvalidArgument(doing, cause=cause, hint=f"a /{96 + subnet.prefixlen} or larger")
+    return subnet6
+
+
+def given(ranges: Sequence[str], configured: str, configured6: str) -> tuple[str, str]:
+    """The IPv4 subnet and the IPv6 subnet ("": none) of the ranges that the cluster gives to the node.
+
+    Raises InvalidArgument for ranges that are no use, FailedPrecondition where the configuration names others.
+    """
+    doing = f"use pod CIDR {','.join(ranges)}"
+    first = {ipaddress.ip_network(item).version: item for item in reversed(ranges)}
+    if 4 not in first:
+        raise InvalidArgument(doing, cause="the embedded network needs an IPv4 range")
+    subnet = parse_subnet(first[4], doing)
+    subnet6 = parse_subnet6(first[6], subnet, doing) if 6 in first else None
+    settings: list[tuple[str, str, Network | None, Network | None]] = [
+        ("subnet", configured, parse_subnet(configured) if configured else None, subnet),
+        ("subnet6", configured6, parse_subnet6(configured6, subnet) if configured6 else None, subnet6),
+    ]
+    for key, setting, named, wanted in settings:
+        if named is not None and wanted is not None and named != wanted:
+            cause = f"the settings have pods in {setting}"
+            raise FailedPrecondition(doing, cause=cause, hint=f"take [network] {key} out of them")
+    return str(subnet), str(subnet6) if subnet6 is not None else ""
+
+
 def overlap(subnet: Network, occupied: Iterable[Occupied]) -> Occupied | None:
     """The first range that the subnet shares an address with."""
     return next((o for o in occupied if o.network.version == subnet.version and o.network.overlaps(subnet)), None)
 
 
-def intruder(subnet: ipaddress.IPv4Network, occupied: Iterable[Occupied]) -> Occupied | None:
+def intruder(subnet: Network, occupied: Iterable[Occupied]) -> Occupied | None:
     """The first range that lies within the subnet. A wider one does not count: a pod subnet may be carved out of a larger network."""
-    inside = (o for o in occupied if isinstance(o.network, ipaddress.IPv4Network) and o.network.subnet_of(subnet))
-    return next(inside, None)
+    return next((o for o in occupied if o.network.version == subnet.version and within(o.network, subnet)), None)
+
+
+def within(inner: Network, outer: Network) -> bool:
+    """Whether every address of one is in the other; both of one family."""
+    first, last = int(outer.network_address), int(outer.broadcast_address)
+    return first <= int(inner.network_address) and int(inner.broadcast_address) <= last
 
 
 def candidates(run: Path) -> Iterator[ipaddress.IPv4Network]:
@@ -119,3 +162,28 @@ def choose_subnet(
             hint=f"remove them first, or set [network] subnet to {remembered}",
         )
     return subnet
+
+
+def choose_subnet6(
+    configured: str,
+    subnet: ipaddress.IPv4Network,
+    remembered: ipaddress.IPv6Network | None,
+    occupied: list[Occupied],
+    in_use: bool,
+) -> ipaddress.IPv6Network | None:
+    """The instance's IPv6 subnet, if it is to have one. Raises as `choose_subnet`."""
+    subnet6 = parse_subnet6(configured, subnet) if configured else None
+    if in_use and remembered is not None and remembered != subnet6:
+        raise FailedPrecondition(
+            f"use {subnet6} for pods" if subnet6 is not None else "have pods without IPv6",
+            cause=f"pods still hold addresses of {remembered}",
+            hint=f"remove them first, or set [network] subnet6 to {remembered}",
+        )
+    taken = intruder(subnet6, occupied) if subnet6 is not None else None
+    if taken is not None:
+        raise FailedPrecondition(
+            f"use {subnet6} for pods",
+            cause=f"{taken.network} is in use: {taken.where}",
+            hint="name another: [network] subnet6",
+        )
+    return subnet6

@@ -8,12 +8,13 @@ import logging
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tare.errors import FailedPrecondition, InvalidArgument, Unavailable, describe
 from tare.handlers.builtin import Process
 from tare.runtime import lifecycle, netns, trees
 from tare.runtime.descriptors import Descriptor
+from tare.runtime.exec import group_of
 from tare.runtime.exits import process_of
 from tare.runtime.lifecycle import ContainerEvent
 from tare.runtime.ports import Parts
@@ -22,15 +23,18 @@ from tare.runtime.spec import exec_process
 from tare.runtime.store import ContainerFacts
 from tare.runtime.streams import Attachment, Client, Command, Started, Streams, Window
 
+if TYPE_CHECKING:
+    from tare.cgroups.manager import Cgroup
+
 log = logging.getLogger(__name__)
 
 
 class Interactive:
     """Sessions of one runtime. `live` are execs that somebody waits for, which a sweep leaves alone."""
 
-    def __init__(self, parts: Parts, live: set[Process], hangup_seconds: float) -> None:
+    def __init__(self, parts: Parts, live: set[Process], *, hangup_seconds: float, orphan_seconds: float = 0.0) -> None:
         self._parts = parts
-        self._hangup_seconds = hangup_seconds
+        self._graces = {"hangup_seconds": hangup_seconds, "orphan_seconds": orphan_seconds}
         self._live = live
         self._numbers = itertools.count()
 
@@ -68,13 +72,14 @@ class Interactive:
         facts = parts.store.container_facts[record.id]
         process = exec_process(parts.store.plan(record.id).spec, command, tty=wanted.tty)
         process |= {"stdin": wanted.stdin, "container": record.id}
+        group, leaf = group_of(parts.cgroups, facts, parts.store.pods[record.pod_id].handler)
         started = Started(process=process_of(facts.process))
 
         async def begin(stdin: int, stdout: int, stderr: int, size: Window | None) -> Started:
             nonlocal started
             if size is not None:
                 process["consoleSize"] = {"height": size.height, "width": size.width}
-            started = await self._start(record, facts, process, (stdin, stdout, stderr))
+            started = await self._start(record, facts, process, group, (stdin, stdout, stderr))
             self._live.add(started.process)
             return started
 
@@ -83,18 +88,27 @@ class Interactive:
 
         async def end(made: Process) -> None:
             doing = f"exec {command[0]!r}"
+            if leaf:
+                await parts.cgroups.kill(leaf)
             await trees.kill(parts.handler.root_of(made), lambda: parts.cgroups.processes(facts.cgroup), doing)
             parts.handler.signal(made, signal.SIGKILL)  # what stands in for it, where that does not end with it
 
         try:
-            return await Command(client, wanted, begin, wait, end, hangup_seconds=self._hangup_seconds).run()
+            return await Command(client, wanted, begin, wait, end, **self._graces).run()
         finally:
             if started.process in self._live:
                 self._live.discard(started.process)
                 parts.handler.forget(started.process)
+            if leaf:
+                await parts.cgroups.clear_leaf(leaf)
 
     async def _start(
-        self, record: ContainerRecord, facts: ContainerFacts, process: dict[str, Any], fds: tuple[int, int, int]
+        self,
+        record: ContainerRecord,
+        facts: ContainerFacts,
+        process: dict[str, Any],
+        group: Cgroup,
+        fds: tuple[int, int, int],
     ) -> Started:
         master = -1
 
@@ -107,7 +121,7 @@ class Interactive:
             f"{record.id}-client-{next(self._numbers)}",
             process_of(facts.process),
             process,
-            cgroup=parts.cgroups.open(facts.cgroup),
+            cgroup=group,
             stdin=fds[0],
             stdout=fds[1],
             stderr=fds[2],

@@ -14,19 +14,22 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from tare.handlers.builtin import PodNamespaces
 from tare.handlers.plans import Mappings
+from tare.network.hostports import Port
+from tare.network.wishes import Wishes
 from tare.runtime import groups, labels, lifecycle, podfiles, sysctls
 from tare.runtime.bounds import deadline, kernel_errors, twice
 from tare.runtime.exits import process_of
 from tare.runtime.ports import Parts
-from tare.runtime.records import IdMapping, NamespaceMode, PodConfig, PodRecord, ProcessFact
+from tare.runtime.records import DnsConfig, IdMapping, NamespaceMode, PodConfig, PodRecord, ProcessFact
 from tare.runtime.store import PodFacts
 from tare.state.operations import Operation, Step
 
 NAMESPACES_SECONDS = 30.0
-NETWORK_SECONDS = 30.0
+NETWORK_SECONDS = 90.0  # each plugin of a chain has a deadline of its own, which says more
 
 
 @dataclass(slots=True, kw_only=True)
@@ -214,6 +217,30 @@ async def _let_namespaces_go(parts: Parts, pod_id: str) -> None:
         await parts.handler.remove_pod_namespaces(pod_id, pause)
 
 
+def wishes(config: PodConfig, netns: Path) -> Wishes:
+    """What a pod asks of its network."""
+    ports = (
+        Port(
+            protocol=item.protocol, host_port=item.host_port, container_port=item.container_port, host_ip=item.host_ip
+        )
+        for item in config.port_mappings
+        if item.host_port
+    )
+    dns = config.dns or DnsConfig()
+    return Wishes(
+        name=config.metadata.name,
+        namespace=config.metadata.namespace,
+        uid=config.metadata.uid,
+        netns=netns,
+        ports=tuple(ports),
+        annotations=config.annotations,
+        servers=dns.servers,
+        searches=dns.searches,
+        options=dns.options,
+        cgroup_parent=config.cgroup_parent,
+    )
+
+
 async def attach(run: PodRun) -> None:
     """An address on the pod network."""
     namespaces = run.namespaces
@@ -222,7 +249,8 @@ async def attach(run: PodRun) -> None:
     netns = os.open(namespaces.pins["net"], os.O_RDONLY | os.O_CLOEXEC)
     try:
         async with deadline(NETWORK_SECONDS, f"attach pod {run.id} to the network"):
-            attachment = await run.parts.network.attach(run.id, netns, namespaces.netlink)
+            wanted = wishes(run.request, namespaces.pins["net"])
+            attachment = await run.parts.network.attach(run.id, netns, namespaces.netlink, wanted)
     finally:
         os.close(netns)
         namespaces.netlink.close()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tare.handlers.plans import Mappings
     from tare.images.records import ImageRecord
     from tare.network.attach import Attachment
+    from tare.network.wishes import Wishes
     from tare.runtime.handlers import Ability
     from tare.runtime.records import PodConfig
     from tare.storage.overlay import Overlay, Usage
@@ -143,8 +144,8 @@ class Handler(Protocol):
 class Network(Protocol):
     """Gives pods their addresses."""
 
-    async def attach(self, pod_id: str, netns: int, netlink: socket.socket) -> Attachment:
-        """An interface in the pod's network namespace."""
+    async def attach(self, pod_id: str, netns: int, netlink: socket.socket, wishes: Wishes) -> Attachment:
+        """An interface in the pod's network namespace; what a failed attempt leaves is taken away by `detach`."""
 
     async def detach(self, pod_id: str) -> None:
         """Undo it. Idempotent."""
@@ -155,8 +156,17 @@ class Network(Protocol):
     async def use_ranges(self, ranges: Sequence[str]) -> None:
         """Give new pods addresses from these ranges. Raises InvalidArgument, FailedPrecondition."""
 
+    async def look(self) -> None:
+        """See anew what `status` and `describe` tell."""
+
     def status(self) -> str | None:
         """Why there is no network, or None."""
+
+    def describe(self) -> Mapping[str, object]:
+        """What there is, for people."""
+
+    async def close(self) -> None:
+        """Finish, or leave to the next daemon, what is under way."""
 
 
 class Images(Protocol):

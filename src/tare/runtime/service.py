@@ -381,9 +381,10 @@ class Runtime:
     async def conditions(self) -> Sequence[Condition]:
         """RuntimeReady and NetworkReady, which a node needs to be ready; and what of it cannot be used."""
         await self.parts.handler.look()
+        await self.parts.network.look()
         return (
             condition("RuntimeReady", "LauncherNotReady", await self.parts.handler.trouble()),
-            condition("NetworkReady", "NetworkNotReady", self.parts.network.status()),
+            condition("NetworkReady", "NetworkPluginNotReady", self.parts.network.status()),
             condition("CgroupControllersReady", "ControllersMissing", self.parts.cgroups.trouble()),
             condition("RuntimeHandlersReady", "HandlerNotUsable", self.parts.handler.missing()),
         )

@@ -6,7 +6,7 @@
 
 A slow client holds its command back, by full pipes; nothing is kept but what is under way. A command that ends leaves its background
 children alone: what they still write is read until it is silent for a moment. A client that vanishes leaves a command without a terminal at
-its end of input; one with a terminal hangs up, and what has not ended after a grace is killed. A container is never harmed by who attaches.
+its end of input, and what it says is dropped; one with a terminal hangs up, and what has not ended after a grace is killed. A container is never harmed by who attaches.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ STDOUT, STDERR = "stdout", "stderr"
 QUIET_SECONDS = 0.25
 SIZE_SECONDS = 0.1
 HANGUP_SECONDS = 10.0
+UNHEARD_SECONDS = (
+    0.01  # between two reads of what nobody hears any more: a command that never stops is not worth a processor
+)
 
 
 class Window(Protocol):
@@ -76,7 +79,10 @@ Begin = Callable[[int, int, int, Window | None], Awaitable[Started]]
 
 
 class Command:
-    """A command in a container for a client. `end` ends its whole tree; `wait` returns its exit code once it has ended."""
+    """A command in a container for a client. `end` ends its whole tree; `wait` returns its exit code once it has ended.
+
+    Once the client has vanished, it is ended after `hangup_seconds` if it has a terminal, else after `orphan_seconds` (0: never).
+    """
 
     def __init__(
         self,
@@ -87,10 +93,11 @@ class Command:
         end: Callable[[Process], Awaitable[None]],
         *,
         hangup_seconds: float = HANGUP_SECONDS,
+        orphan_seconds: float = 0.0,
     ) -> None:
         self._client, self._streams = client, streams
         self._begin, self._wait, self._end = begin, wait, end
-        self._hangup_seconds = hangup_seconds
+        self._hangup_seconds, self._orphan_seconds = hangup_seconds, orphan_seconds
         self._ours: list[Descriptor] = []
         self._heard = asyncio.Event()
         self._held: set[str] = set()  # streams whose client is being waited for
@@ -145,6 +152,8 @@ class Command:
         for feed in feeds:
             self._go(self._feed(feed, close=True))
         copies = [self._go(self._copy(name, source)) for name, source in outputs]
+        if self._orphan_seconds:
+            self._go(self._end_orphan(started.process))
         code = await self._wait(started.process)
         await self._drain(copies)
         return code
@@ -187,6 +196,8 @@ class Command:
             self._held.add(name)
             await self._client.write(name, data)
             self._held.discard(name)
+            if self._client.gone.is_set():
+                await asyncio.sleep(UNHEARD_SECONDS)
 
     async def _follow_window(self, master: Descriptor) -> None:
         while (size := await self._client.next_size()) is not None:
@@ -197,6 +208,12 @@ class Command:
         await self._client.gone.wait()
         master.close()
         await asyncio.sleep(self._hangup_seconds)
+        await self._end(process)
+
+    async def _end_orphan(self, process: Process) -> None:
+        """One without a terminal, whose input has ended with its client, where it is to end too."""
+        await self._client.gone.wait()
+        await asyncio.sleep(self._orphan_seconds)
         await self._end(process)
 
     async def _drain(self, copies: list[asyncio.Task[None]]) -> None:

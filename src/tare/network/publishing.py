@@ -1,0 +1,94 @@
+"""The packet filter's table and the ports in it, brought in agreement with what is on record.
+
+What is published is what state.db says (`hostports`). A pod's ports are added to the table and taken out of it one by one; where the kernel
+has it otherwise, because something flushed the rules or the daemon died in between, the table is replaced whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from tare.errors import TareError, describe
+from tare.network import conntrack, firewall, nft, rtnetlink, sysctl
+from tare.network.firewall import Redirect
+from tare.network.hostports import Port, Ports
+from tare.network.netlink import Message, Netlink, NetlinkError
+from tare.network.rtnetlink import Address, Network
+from tare.state.database import Database
+
+log = logging.getLogger(__name__)
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+class Publisher:
+    """The table of one instance. `bridge` is the name of its bridge."""
+
+    def __init__(self, database: Database, bridge: str) -> None:
+        self._ports = Ports(database)
+        self._bridge = bridge
+        self._name = f"tare-{bridge}"
+        self._subnets: tuple[Network, ...] = ()
+
+    def set_up(self, subnets: tuple[Network, ...]) -> None:
+        """Make the table whole, for pods in these subnets."""
+        self._subnets = subnets
+        self._replace()
+
+    def publish(
+        self, host: Netlink, ports: Iterable[Port], addresses: Sequence[Address], pod_id: str, pod_name: str
+    ) -> None:
+        """Let the ports lead to the pod. Raises FailedPrecondition naming who has one already, InvalidArgument; undone by `withdraw`."""
+        taken = self._ports.take(ports, addresses, pod_id, pod_name)
+        if not taken:
+            return
+        # What the node sends to a pod from 127.0.0.1 and what comes back would be martians otherwise; see `firewall` for what guards this.
+        sysctl.ensure("1", "net", "ipv4", "conf", self._bridge, "route_localnet")
+        self._change(firewall.publish(self._name, taken))
+        if any(item.protocol == "udp" for item in taken):
+            local = {rtnetlink.read_address(body).interface.ip for body in host.ask(rtnetlink.list_addresses())}
+            forget(taken, lambda flow: flow.destination in local or flow.destination.is_loopback)
+
+    def withdraw(self, pod_id: str) -> None:
+        """Let nothing lead to the pod any more. Idempotent."""
+        gone = self._ports.release(pod_id)
+        if gone:
+            self._change(firewall.withdraw(self._name, gone))
+            targets = {item.target for item in gone}
+            forget(gone, lambda flow: flow.answers in targets)
+
+    def keep(self, pods: Collection[str]) -> None:
+        """Withdraw the ports of pods other than these."""
+        for pod_id in self._ports.pods().difference(pods):
+            self.withdraw(pod_id)
+
+    def remove(self) -> None:
+        """The table goes; what is on record stays."""
+        nft.apply(firewall.remove(self._name))
+
+    def redirects(self, pod_id: str | None = None) -> list[Redirect]:
+        """What leads to any pod, or to this one."""
+        return self._ports.all(pod_id)
+
+    def _replace(self) -> None:
+        redirects = tuple(item for item in self._ports.all() if any(item.target in subnet for subnet in self._subnets))
+        nft.apply(firewall.replace(firewall.Table(self._name, self._bridge, self._subnets, redirects)))
+
+    def _change(self, messages: Sequence[Message]) -> None:
+        try:
+            nft.apply(messages)
+        except NetlinkError as error:
+            if not self._subnets:
+                return  # there is no table before `set_up`
+            log.warning("%s: the table is made anew", describe(error))
+            self._replace()
+
+
+def forget(redirects: Iterable[Redirect], chosen: Callable[[conntrack.Flow], bool]) -> None:
+    """Forget the UDP flows to these ports that are chosen. A kernel that refuses it keeps them: only a client that never pauses notices."""
+    ports = {(FAMILIES[item.target.version], item.port) for item in redirects if item.protocol == "udp"}
+    try:
+        conntrack.forget(sorted(ports), chosen)
+    except TareError as error:
+        log.warning("%s", describe(error))
