@@ -82,12 +82,15 @@ def main() -> None:
                 runtime.run(number)
         os.chdir("/")
     first = runtimes[0]
-    print(f"{'':34} {'fastest quarter':>16} {'median':>8} {'CPU':>8} {'ratio':>6}")
+    load = os.getloadavg()[0]
+    print(
+        f"{'':34} {'fastest quarter':>16} {'median':>8} {'ratio':>6} {'CPU':>8} {'ratio':>6}   (load average {load:.1f})"
+    )
     for runtime in runtimes:
         wall, cpu = runtime.quarter(runtime.wall), runtime.quarter(runtime.cpu)
-        ratio = wall / first.quarter(first.wall)
+        ratio, second = wall / first.quarter(first.wall), cpu / first.quarter(first.cpu)
         middle = statistics.median(runtime.wall)
-        print(f"{runtime.name:34} {wall:13.1f} ms {middle:5.1f} ms {cpu:5.1f} ms {ratio:6.2f}")
+        print(f"{runtime.name:34} {wall:13.1f} ms {middle:5.1f} ms {ratio:6.2f} {cpu:5.1f} ms {second:6.2f}")
     for name, said in found.items():
         if isinstance(said, str):
             print(f"{name:34} {said}")

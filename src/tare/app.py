@@ -38,6 +38,8 @@ from tare.handlers.logs import Logs
 from tare.images.service import ImageService
 from tare.images.transfers import Transfers
 from tare.network.attach import EmbeddedNetwork
+from tare.network.choice import Networks
+from tare.network.cni.driver import CniNetwork
 from tare.runtime import abilities, apparmor, cdi, labels, recovery
 from tare.runtime.exits import Watchers
 from tare.runtime.handlers import Handlers
@@ -73,7 +75,7 @@ class Daemon:
     cgroups: CgroupManager
     handler: BuiltinHandler
     handlers: Handlers
-    network: EmbeddedNetwork
+    network: Networks
     images: ImageService
     transfers: Transfers
     store: Store
@@ -92,7 +94,11 @@ def build(config: Config, cgroups: CgroupManager) -> Daemon:
     logs = Logs(run, handler.start_logger)
     handlers = Handlers(handler, config.runtime, run)
     watchers = Watchers(store, handlers, cgroups, logs)
-    network = EmbeddedNetwork(state, config.network, run)
+    network = Networks(
+        config.network.mode,
+        EmbeddedNetwork(state, config.network, run),
+        CniNetwork(state, config.network, handler.commands, active=config.network.mode == "cni"),
+    )
     images = ImageService(state, operations, root, config.images, store.layers, commands=handler.commands)
     parts = Parts(
         run=run,
@@ -223,6 +229,7 @@ def log_size(path: Path) -> int:
 async def end(daemon: Daemon) -> None:
     """Leave what runs alone; keeper, launcher and loggers go where nothing needs them."""
     await daemon.images.close()
+    await daemon.network.close()
     if not daemon.store.pod_facts and not daemon.store.container_facts:
         await daemon.handler.quit()
     await daemon.images.close()

@@ -3,7 +3,7 @@
     [daemon]   root, run, socket, log_level
     [images]   hosts_dir, policy, decryption_keys_dir, auth_file, parallel_layers, progress_timeout, min_rate, range_size,
                max_manifest_size, max_layer_size, max_layer_entries, disk_reserve, keep_blobs, pinned, gc_high, gc_low, gc_min_age
-    [network]  mode, bridge, subnet, subnet6, mtu
+    [network]  mode, bridge, subnet, subnet6, mtu; conf_dir, conf_template, bin_dirs, cache_dir, plugin_timeout, gc
     [runtime]  default_handler, refuse_missing_sources, pods_per_logger, max_log_line, cgroup_root, cgroup_driver, cdi_spec_dirs
     [runtime.handlers.NAME]  type, path, options, sandbox
     [streaming]  address, port, tls_cert, tls_key, idle_timeout, hangup_grace, orphan_grace
@@ -74,13 +74,23 @@ class NetworkConfig:
     """The embedded network. An empty `bridge` or `subnet` means chosen: `tare0` and 10.85.0.0/16 for the instance at /run/tare, others by hash.
 
     An empty `subnet6` means that pods have IPv4 alone.
+
+    With `mode` "cni" pods get their network by the first configuration in `conf_dir` and the plugins in `bin_dirs`, each of which is ended
+    after `plugin_timeout` seconds; results are kept in `cache_dir`, which is every runtime's. `conf_template` makes a configuration of the pod
+    CIDR that the cluster gives. `gc` has plugins give up, at start, what belongs to no pod of this or any runtime with that cache.
     """
 
-    mode: str = "embedded"
+    mode: Literal["embedded", "cni"] = "embedded"
     bridge: str = ""
     subnet: str = ""
     subnet6: str = ""
     mtu: int = 0
+    conf_dir: str = "/etc/cni/net.d"
+    conf_template: str = ""
+    bin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
+    cache_dir: str = "/var/lib/cni"
+    plugin_timeout: float = 20.0
+    gc: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ import pytest
 
 from tare.cgroups.core import Groups
 from tare.cri.v1 import api_pb2 as pb
+from tests.support.handlers import SHARING, settings
 from tests.support.node import Node, busy_node
 
 pytestmark = pytest.mark.root
@@ -37,20 +38,6 @@ def groups() -> Iterator[Groups]:
     found = Groups()
     yield found
     found.close()
-
-
-def update(node: Node, container: str, **limits: Any) -> None:
-    """UpdateContainerResources."""
-    client = node.daemon.client
-    request = pb.UpdateContainerResourcesRequest(container_id=container, linux=pb.LinuxContainerResources(**limits))
-    client.call(client.runtime.UpdateContainerResources, request)
-
-
-def update_pod(node: Node, pod: str, **limits: Any) -> None:
-    """UpdatePodSandboxResources."""
-    client = node.daemon.client
-    request = pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, resources=pb.LinuxContainerResources(**limits))
-    client.call(client.runtime.UpdatePodSandboxResources, request)
 
 
 def kernel(groups: Groups, path: str) -> dict[str, int]:
@@ -98,7 +85,7 @@ def test_limits_change_under_a_running_process(node: Node, groups: Groups) -> No
         node, "live", memory_limit_in_bytes=64 * MIB, cpu_quota=50_000, cpu_period=100_000, cpu_shares=512
     )
     pid = info(node, container)["pid"]
-    update(node, container, memory_limit_in_bytes=96 * MIB, cpu_quota=20_000)
+    node.update(container, memory_limit_in_bytes=96 * MIB, cpu_quota=20_000)
     now = kernel(groups, path)
     assert (now["memory"], now["quota"], now["period"]) == (96 * MIB, 20_000, 100_000)
     assert info(node, container)["pid"] == pid
@@ -118,7 +105,7 @@ def test_a_refused_value_leaves_everything_as_it_was(node: Node, groups: Groups)
     node.refused(
         "INVALID_ARGUMENT",
         "cpuset.cpus",
-        lambda: update(node, container, memory_limit_in_bytes=96 * MIB, cpu_shares=100, cpuset_cpus="4000"),
+        lambda: node.update(container, memory_limit_in_bytes=96 * MIB, cpu_shares=100, cpuset_cpus="4000"),
     )
     assert kernel(groups, path) == before
     assert node.status(container).resources == shown
@@ -134,7 +121,7 @@ def test_a_limit_below_what_is_used_kills_nothing(node: Node, groups: Groups) ->
     node.refused(
         "INVALID_ARGUMENT" if groups.layout != "v2" else "FAILED_PRECONDITION",
         "memory",
-        lambda: update(node, container, memory_limit_in_bytes=8 * MIB),
+        lambda: node.update(container, memory_limit_in_bytes=8 * MIB),
     )
     assert kernel(groups, path)["memory"] == 64 * MIB
     assert node.status(container).state == pb.CONTAINER_RUNNING
@@ -144,7 +131,7 @@ def test_a_created_container_starts_with_what_it_was_given_since(node: Node, gro
     pod = node.run_pod("created")
     limits = pb.LinuxContainerResources(memory_limit_in_bytes=64 * MIB)
     container = node.create(pod, node.container_config("main", "sleep", "1000", resources=limits))
-    update(node, container, memory_limit_in_bytes=48 * MIB, cpu_shares=300, oom_score_adj=777)
+    node.update(container, memory_limit_in_bytes=48 * MIB, cpu_shares=300, oom_score_adj=777)
     assert node.status(container).resources.linux.memory_limit_in_bytes == 48 * MIB
     node.start(container)
     now = kernel(groups, group(node, container))
@@ -160,14 +147,14 @@ def test_an_ended_or_unknown_container_is_refused(node: Node) -> None:
     pod = node.run_pod("ended")
     container = node.start(node.create(pod, "main", "true"))
     node.wait(container)
-    node.refused("FAILED_PRECONDITION", "EXITED", lambda: update(node, container, cpu_shares=100))
-    node.refused("NOT_FOUND", "f00d", lambda: update(node, "f00d", cpu_shares=100))
-    node.refused("INVALID_ARGUMENT", "linux.cpu_period", lambda: update(node, container, cpu_period=-1))
+    node.refused("FAILED_PRECONDITION", "EXITED", lambda: node.update(container, cpu_shares=100))
+    node.refused("NOT_FOUND", "f00d", lambda: node.update("f00d", cpu_shares=100))
+    node.refused("INVALID_ARGUMENT", "linux.cpu_period", lambda: node.update(container, cpu_period=-1))
 
 
 def test_what_was_updated_survives_the_daemon(node: Node, groups: Groups) -> None:
     _, container, path = running(node, "again", cpu_shares=512)
-    update(node, container, cpu_shares=700)
+    node.update(container, cpu_shares=700)
     node.daemon.kill()
     node.daemon.start()
     assert node.status(container).resources.linux.cpu_shares == 700
@@ -180,7 +167,7 @@ def test_a_daemon_killed_halfway_leaves_the_former_limits(groups: Groups) -> Non
             _, container, path = running(node, "half", cpu_shares=512, memory_limit_in_bytes=64 * MIB)
             node.daemon.stop()
             node.daemon.start({"TARE_FAILPOINTS": f"UpdateContainerResources.{point}=kill"})
-            node.refused("UNAVAILABLE", "", lambda c=container, n=node: update(n, c, cpu_shares=700, cpu_quota=10_000))
+            node.refused("UNAVAILABLE", "", lambda c=container, n=node: n.update(c, cpu_shares=700, cpu_quota=10_000))
             node.daemon.kill()
             node.daemon.start()
             shown = node.status(container).resources.linux
@@ -192,11 +179,29 @@ def test_a_daemon_killed_halfway_leaves_the_former_limits(groups: Groups) -> Non
 
 def test_a_pod_whose_group_is_ours_is_limited_and_another_noted(node: Node, groups: Groups) -> None:
     pod, _, path = running(node, "pod")
-    update_pod(node, pod, memory_limit_in_bytes=200 * MIB, cpu_shares=2000)
+    node.update_pod(pod, memory_limit_in_bytes=200 * MIB, cpu_shares=2000)
     parent = path.rpartition("/")[0]
     assert kernel(groups, parent)["memory"] == 200 * MIB
-    node.refused("INVALID_ARGUMENT", "cpuset", lambda: update_pod(node, pod, cpu_shares=10, cpuset_cpus="4000"))
+    node.refused("INVALID_ARGUMENT", "cpuset", lambda: node.update_pod(pod, cpu_shares=10, cpuset_cpus="4000"))
     assert groups.layout == "v2" or kernel(groups, parent)["shares"] == 2000
     node.stop_pod(pod)
-    node.refused("FAILED_PRECONDITION", "NOTREADY", lambda: update_pod(node, pod, cpu_shares=10))
-    node.refused("NOT_FOUND", "f00d", lambda: update_pod(node, "f00d", cpu_shares=10))
+    node.refused("FAILED_PRECONDITION", "NOTREADY", lambda: node.update_pod(pod, cpu_shares=10))
+    node.refused("NOT_FOUND", "f00d", lambda: node.update_pod("f00d", cpu_shares=10))
+
+
+@pytest.fixture(scope="module")
+def mixed() -> Iterator[Node]:
+    with busy_node("updh", settings=settings()) as node:
+        yield node
+
+
+@pytest.mark.parametrize("handler", SHARING)
+def test_other_runtimes_containers_are_updated_in_the_same_groups(mixed: Node, groups: Groups, handler: str) -> None:
+    pod = mixed.run_pod(f"upd-{handler}", handler=handler)
+    limits = pb.LinuxContainerResources(memory_limit_in_bytes=64 * MIB)
+    container = mixed.start(mixed.create(pod, mixed.container_config("main", "sleep", "1000", resources=limits)))
+    mixed.update(container, memory_limit_in_bytes=96 * MIB, cpu_quota=20_000, cpu_period=50_000)
+    now = kernel(groups, group(mixed, container))
+    assert (now["memory"], now["quota"], now["period"]) == (96 * MIB, 20_000, 50_000)
+    assert len(groups.processes(group(mixed, container))) == 1
+    mixed.remove_pod(pod)

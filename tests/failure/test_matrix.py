@@ -24,6 +24,7 @@ from tare.images.pull import PULL_IMAGE
 from tare.runtime.containers import REMOVE_CONTAINER, START_CONTAINER
 from tare.runtime.creating import CREATE_CONTAINER
 from tare.runtime.pods import REMOVE_POD, RUN_POD, STOP_POD
+from tare.runtime.updating import UPDATE_CONTAINER, UPDATE_POD
 from tare.state.operations import Operation
 from tests.support.daemon import Daemon
 from tests.support.images import busybox_image
@@ -44,6 +45,8 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     RUN_POD,
     CREATE_CONTAINER,
     START_CONTAINER,
+    UPDATE_CONTAINER,
+    UPDATE_POD,
     STOP_POD,
     REMOVE_CONTAINER,
     REMOVE_POD,
@@ -118,6 +121,9 @@ class Trip:
             lambda: node.create(pod, "main", "sh", "-c", "trap 'exit 7' TERM; echo up; sleep 1000 & wait")
         )
         self.call(lambda: node.start(container))
+        self.call(lambda: node.update(container, cpu_shares=700))
+        self.call(lambda: node.update_pod(pod, cpu_shares=1400))
+        assert node.status(container).resources.linux.cpu_shares == 700
         assert len(node.daemon.client.pods()) == len(node.daemon.client.containers()) == 1
         node.wait_for_log(container, "up")
         assert node.exec(container, "echo", "here").stdout == b"here\n"
@@ -171,7 +177,9 @@ def test_the_step_fails(node: Node, point: str) -> None:
     with pytest.raises(CallFailed, match=f"failpoint {point}"):
         node.pull()
         pod = node.run_pod(f"error-{point}".lower())
-        node.start(node.create(pod, "main", "true"))
+        container = node.start(node.create(pod, "main", "sleep", "1000"))
+        node.update(container, cpu_shares=700)
+        node.update_pod(pod, cpu_shares=1400)
     if pod:
         node.remove_pod(pod)
     node.remove_image()

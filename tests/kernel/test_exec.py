@@ -93,6 +93,25 @@ def test_what_it_is(tmp_path: Path) -> None:
     in_launch(tmp_path, body)
 
 
+@pytest.mark.parametrize("confined", [True, False])
+def test_limits_are_no_hindrance_to_its_making(confined: bool, tmp_path: Path) -> None:
+    """No further process, no descriptor to be had: it has that, and began."""
+    limits = [
+        {"type": "RLIMIT_NPROC", "soft": 1, "hard": 1},
+        {"type": "RLIMIT_NOFILE", "soft": 3, "hard": 3},
+    ]
+
+    async def body(launch: Launch) -> None:
+        box = await launch.start(SLEEP)
+        user = {"uid": 54321, "gid": 54321}
+        made = await launch.begin_exec(box, SLEEP, pipe(launch)[1], user=user, rlimits=limits, noNewPrivileges=confined)
+        lines = [line.split() for line in Path(f"/proc/{made.pid}/limits").read_text().splitlines()]
+        assert [line[2:4] for line in lines if line[1] == "processes"] == [["1", "1"]]
+        assert [line[3:5] for line in lines if line[1:3] == ["open", "files"]] == [["3", "3"]]
+
+    in_launch(tmp_path, body)
+
+
 def test_exit_codes(tmp_path: Path) -> None:
     async def body(launch: Launch) -> None:
         box = await launch.start(SLEEP)

@@ -62,10 +62,20 @@ class Node:
 
     def attach(self, pod_id: str, pod: Namespace, *ports: Port) -> Attachment:
         wishes = Wishes(name=pod_id[:1], namespace="test", ports=ports)
-        return asyncio.run(self.network.attach(pod_id, pod.fd, pod.netlink, wishes))
+
+        async def settled() -> Attachment:
+            got = await self.network.attach(pod_id, pod.fd, pod.netlink, wishes)
+            await self.network.settle()
+            return got
+
+        return asyncio.run(settled())
 
     def detach(self, pod_id: str) -> None:
-        asyncio.run(self.network.detach(pod_id))
+        async def settled() -> None:
+            await self.network.detach(pod_id)
+            await self.network.settle()
+
+        asyncio.run(settled())
 
 
 @contextmanager
@@ -349,7 +359,7 @@ def test_a_pod_without_ports_costs_no_transaction(tmp_path: Path, monkeypatch: p
     with node(tmp_path) as on:
         asked: list[object] = []
         with monkeypatch.context() as patch:
-            patch.setattr(nft, "apply", asked.append)
+            patch.setattr(nft, "run", lambda *asking: asked.append(asking))
             on.attach(A, on.pod())
             on.detach(A)
         assert asked == []

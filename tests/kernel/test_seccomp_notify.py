@@ -18,7 +18,7 @@ from tare.handlers.compile import Filter
 from tare.launch import listener, outside, packets, wire
 from tare.runtime.seccomp_compile import SeccompCompiler
 from tests.support import leaks
-from tests.support.launch import Launch, in_launch, until, user_namespace
+from tests.support.launch import Launch, drain, in_launch, readable, until, user_namespace
 from tests.support.seccomp import agent, number_of
 
 pytestmark = pytest.mark.root
@@ -116,17 +116,26 @@ def test_in_a_user_namespace(tmp_path: Path) -> None:
         in_launch(tmp_path, body, filter=filter)
 
 
-def test_an_exec_has_a_listener_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("confined", [True, False])
+@pytest.mark.parametrize("more", [[], ["setsid"]])
+def test_an_exec_has_a_listener_of_its_own(more: list[str], confined: bool, tmp_path: Path) -> None:
+    """It is of the process that runs the program, whoever has loaded the filter: the first process does, if the filter lets it go on."""
     path = tmp_path / "agent.sock"
-    wanted = profile(["mkdir", "mkdirat"], path, metadata="")
+    wanted = profile(["mkdir", "mkdirat", *more], path, metadata="")
     filter = compiled(tmp_path / "seccomp", wanted)
 
     async def body(launch: Launch) -> None:
         box = await launch.start(SLEEP)
-        result = await launch.exec(box, ["mkdir", "/tmp/y"], seccomp=wanted, container=box.id)
-        assert result.code == 1 and "No space left" in result.out
+        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        launch.descriptors += (reading, writing)
+        script = ["sh", "-c", "mkdir /tmp/y; exec sleep 1000"]
+        given = {"seccomp": wanted, "noNewPrivileges": confined, "scheduler": {"policy": "SCHED_BATCH"}}
+        made = await launch.begin_exec(box, script, writing, **given, container=box.id)
+        await readable(reading)
+        assert "No space left" in drain(reading)
+        assert os.sched_getscheduler(made.pid) == os.SCHED_BATCH
         first, second = served.states
-        assert "metadata" not in second and second["pid"] not in (0, box.process.pid)
+        assert "metadata" not in second and second["pid"] == made.pid
         assert second["state"] == first["state"] | {"status": "running"}
         await launch.kill(box)
 

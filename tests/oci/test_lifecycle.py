@@ -310,6 +310,36 @@ def test_exec_with_a_terminal(runtime: Runtime, bundle: Bundle, tmp_path: Path) 
         os.close(fd)
 
 
+def test_the_pidfd_goes_to_its_socket(tare: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    bundle.write("sleep", "1000")
+    name = tare.name_one()
+    path = str(tmp_path / "pidfd")
+    for words, said in (
+        (("create", "--bundle", str(bundle.path), "--pidfd-socket", path, name), b"standard"),
+        (
+            ("exec", "--detach", "--pidfd-socket", path, "--pid-file", str(tmp_path / "pid"), name, "sleep", "1000"),
+            b"setns",
+        ),
+    ):
+        with console(Path(path)) as listener:
+            tare.quietly(*words, cwd=bundle.path)
+            connection, _ = listener.accept()
+            with connection:
+                data, ancillary, _, _ = connection.recvmsg(4096, socket.CMSG_SPACE(4))
+        assert data.rstrip(b"\0") == said
+        pidfd = array.array("i", ancillary[0][2][:4])[0]
+        pid = int((tmp_path / "pid").read_text()) if said == b"setns" else tare.state(name)["pid"]
+        assert f"Pid:\t{pid}\n" in Path(f"/proc/self/fdinfo/{pidfd}").read_text()
+        os.close(pidfd)
+        Path(path).unlink()
+        if said == b"standard":
+            tare.call("start", name)
+    done = tare.call("run", "--bundle", str(bundle.path), "--pidfd-socket", path, tare.name_one(), check=False)
+    assert done.returncode != 0  # nobody listens
+    assert path in done.stderr
+    assert not [found for made in tare.made[1:] for found in groups(made) + groups(f"tare-oci-{made}")]
+
+
 def test_nothing_is_left(runtime: Runtime, bundle: Bundle) -> None:
     bundle.shell(runtime, "true")
     assert str(bundle.path.parent) not in Path("/proc/self/mountinfo").read_text()

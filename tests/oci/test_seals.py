@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tare import __version__
 from tare.oci import seals, stock
-from tests.support.oci import Bundle, Runtime, command
+from tests.support.oci import SCRIPT, Bundle, Runtime, command, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -70,20 +72,72 @@ def test_without_the_mount_it_starts_again_from_a_clone(tare: Runtime, bundle: B
     assert os.statvfs(f"/proc/{tare.state(name)['pid']}/exe").f_flag & os.ST_RDONLY
 
 
-def test_code_is_kept_and_dropped_with_its_source(tare: Runtime, tmp_path: Path) -> None:
-    tare.call("list")
-    assert Path(stock.FILE).stat().st_mode & 0o777 == 0o600
-    package = tmp_path / "tare"
-    (package / "oci").mkdir(parents=True)
-    source = package / "oci" / "some.py"
+def test_code_is_kept_and_dropped_with_its_source(tmp_path: Path) -> None:
+    source = tmp_path / "some.py"
     source.write_text("value = 1\n")
-    status = source.stat()
-    entry = (str(source), status.st_mtime_ns, status.st_size, False, 0, 0)
+    entry = (str(source), stock.identity(str(source)), False, 0, 0)
     assert stock.fresh(entry)
-    os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    status = source.stat()
+    source.write_text("value = 2\n")
+    os.utime(
+        source, ns=(status.st_atime_ns, status.st_mtime_ns)
+    )  # the same size and time: what tells them apart is ctime
     assert not stock.fresh(entry)
     source.unlink()
     assert not stock.fresh(entry)
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """The command, installed in a place of its own, whose sources may be changed."""
+    library = tmp_path / "lib" / "python3" / "site-packages"
+    shutil.copytree(f"{stock.PACKAGE}/tare", library / "tare", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3").symlink_to(os.path.realpath(sys.executable))
+    shutil.copy(SCRIPT, tmp_path / "bin" / "tare-oci")
+    return tmp_path
+
+
+def kept(installed: Path) -> Path:
+    """Its file of code."""
+    place = str(installed / "bin" / ".." / "lib" / "python3" / "site-packages").replace("/", "-")
+    return Path(f"{stock.DIRECTORY}/code-{sys.hexversion:x}{place}")
+
+
+def version(installed: Path) -> str:
+    """What the command says it is."""
+    argv = [str(installed / "bin" / "tare-oci"), "--version"]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+def test_code_is_not_kept_while_its_source_changes_and_not_used_after(installed: Path) -> None:
+    try:
+        assert version(installed) == f"tare-oci version {__version__}"
+        assert not kept(installed).exists()  # the sources were written just now
+        wait_for(lambda: (version(installed) and kept(installed).exists()) or None)
+        for number in ("1", "22", "333"):  # of different lengths, for the sake of Python's own files of code
+            source = installed / "lib" / "python3" / "site-packages" / "tare" / "__init__.py"
+            source.write_text(f'__version__ = "{number}"\n')
+            assert version(installed) == f"tare-oci version {number}"
+    finally:
+        kept(installed).unlink(missing_ok=True)
+
+
+def test_commands_that_begin_together_leave_one_whole_file(installed: Path) -> None:
+    argv = [str(installed / "bin" / "tare-oci"), "--version"]
+    try:
+        wait_for(lambda: (version(installed) and kept(installed).exists()) or None)
+        whole = kept(installed).read_bytes()
+        for _ in range(3):
+            kept(installed).unlink()
+            running = [subprocess.Popen(argv, stdout=subprocess.DEVNULL) for _ in range(4)]
+            assert [process.wait() for process in running] == [0] * 4
+            assert kept(installed).read_bytes() == whole
+        assert [
+            path for path in kept(installed).parent.iterdir() if path.name.startswith(f"{kept(installed).name}.")
+        ] == []
+    finally:
+        kept(installed).unlink(missing_ok=True)
 
 
 def test_a_damaged_file_of_code_costs_nothing_but_time(tare: Runtime) -> None:
@@ -91,7 +145,7 @@ def test_a_damaged_file_of_code_costs_nothing_but_time(tare: Runtime) -> None:
     for damage in (b"", b"\xff\xff\xff\xff", b"\x04\x00\x00\x00abcd", os.urandom(1000)):
         Path(stock.FILE).write_bytes(damage)
         assert tare.call("list", "--quiet").stdout == ""
-    assert Path(stock.FILE).stat().st_size > 1000
+    wait_for(lambda: (tare.call("list") and Path(stock.FILE).stat().st_size > 1000) or None)
 
 
 def test_the_script_is_found_through_links(tare: Runtime, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tare.streaming import channels, remote, spdy
 from tare.streaming.spdy_headers import DICTIONARY, HeaderError, Packer, Unpacker
 
 names = st.text(st.characters(min_codepoint=97, max_codepoint=122), min_size=1, max_size=12)
-texts = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=30)
+texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
 headers = st.dictionaries(names, texts, max_size=8)
 
 

@@ -155,6 +155,20 @@ class Node:
         response: pb.ExecSyncResponse = client.call(client.runtime.ExecSync, request)
         return response
 
+    def update(self, container: str, **limits: Any) -> None:
+        """UpdateContainerResources."""
+        client = self.daemon.client
+        linux = pb.LinuxContainerResources(**limits)
+        request = pb.UpdateContainerResourcesRequest(container_id=container, linux=linux)
+        client.call(client.runtime.UpdateContainerResources, request)
+
+    def update_pod(self, pod: str, **limits: Any) -> None:
+        """UpdatePodSandboxResources."""
+        client = self.daemon.client
+        resources = pb.LinuxContainerResources(**limits)
+        request = pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, resources=resources)
+        client.call(client.runtime.UpdatePodSandboxResources, request)
+
     def status(self, container: str) -> pb.ContainerStatus:
         """ContainerStatus."""
         return self.daemon.client.container_status(container)
@@ -226,7 +240,7 @@ class Node:
         return found
 
 
-STATE_TABLES = ("pods", "containers", "plans")
+STATE_TABLES = ("pods", "containers", "plans", "ports")
 BOOT_TABLES = ("pod_facts", "container_facts", "offers", "intents")
 
 

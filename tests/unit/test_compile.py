@@ -260,6 +260,15 @@ def test_control_groups_of_version_2() -> None:
     assert of(plan["steps"], "filesystem")[-1][3:] == (b"cgroup2", linux.MOUNT_ATTR_RDONLY, ((b"source", b"cgroup"),))
 
 
+def test_control_groups_of_version_2_in_the_nodes_namespace_are_bound() -> None:
+    given = spec()
+    given["linux"]["namespaces"] = [item for item in given["linux"]["namespaces"] if item["type"] != "cgroup"]
+    given["mounts"].append({"destination": "/sys/fs/cgroup", "type": "cgroup", "options": ["ro"]})
+    steps = compiled(given).plan["steps"]
+    assert (b"/sys/fs/cgroup", True) in [step[3:] for step in of(steps, "open_tree")]
+    assert b"cgroup2" not in [step[3] for step in of(steps, "filesystem")]
+
+
 @pytest.mark.parametrize(
     ("mount", "words"),
     [
@@ -412,13 +421,21 @@ def test_an_exec_is_no_more_than_the_container_when_it_appears_there(
     assert "raise_rlimit" in names(plan["before"])
 
 
-def test_a_filter_with_a_listener_is_loaded_by_the_process_that_it_is_for() -> None:
-    listening = compiler.Filter(program=PASSING, listener="/agent.sock")
-    for confined in (True, False):
-        process = spec(noNewPrivileges=confined)["process"]
+@pytest.mark.parametrize("confined", [True, False])
+def test_a_filter_with_a_listener_is_handed_over_of_the_process_that_runs_the_program(confined: bool) -> None:
+    process = spec(noNewPrivileges=confined, scheduler={"policy": "SCHED_OTHER"})["process"]
+    for program, loads, hands in (
+        (PASSING, "seccomp_listener_for_heir", "heirs_listener"),
+        (REFUSING, "seccomp_listener", "listener"),
+    ):
+        listening = compiler.Filter(program=program, listener="/agent.sock")
         plan = compiler.execution(process, (), linux.CLONE_NEWNS, listening)
-        assert "seccomp_listener" in names(plan["final"])
-        assert ("capabilities" in names(plan["entered"])) == confined
+        early = program == PASSING
+        [step] = of(plan["entered"] if early else plan["final"], loads)
+        assert names(plan["outside"][step[-1]]) == [hands]
+        # The helper hears of nothing else until it knows the heir.
+        assert (names(plan["steps"])[0] == "await_listener") == early
+        assert ("capabilities" in names(plan["entered"])) == (early or confined)
 
 
 def test_where_a_filter_leaves_an_exec_open_to_who_may_trace_there_is_a_warning() -> None:

@@ -96,3 +96,32 @@ def test_a_host_that_uses_everything_has_to_be_told() -> None:
         choose_subnet("", ELSEWHERE, None, everything, False)
     third = choose_subnet("", ELSEWHERE, None, everything[:2], False)
     assert third.subnet_of(CANDIDATES[2])
+
+
+SUBNET, SUBNET6 = ipaddress.IPv4Network("10.99.0.0/24"), ipaddress.IPv6Network("fd00:99::/64")
+
+
+def test_the_cluster_gives_a_range_of_either_family_in_any_order() -> None:
+    assert subnets.given(["fd00:99::/64", "10.99.0.0/24", "10.98.0.0/24"], "", "") == ("10.99.0.0/24", "fd00:99::/64")
+    assert subnets.given(["10.99.0.0/24"], "10.99.0.0/24", "fd00::/64") == ("10.99.0.0/24", "")
+    with pytest.raises(InvalidArgument, match="needs an IPv4 range"):
+        subnets.given(["fd00:99::/64"], "", "")
+    with pytest.raises(FailedPrecondition, match=r"settings have pods in fd00:1::/64.*subnet6"):
+        subnets.given(["10.99.0.0/24", "fd00:99::/64"], "", "fd00:1::/64")
+    with pytest.raises(InvalidArgument, match=r"smaller than 10\.99\.0\.0/24.*/120 or larger"):
+        subnets.given(["10.99.0.0/24", "fd00:99::/121"], "", "")
+
+
+@pytest.mark.parametrize("text", ["fd00::1/64", "ff00::/64", "fe80::/64", "::1/128", "fd00::/121", "10.0.0.0/8", "x"])
+def test_an_ipv6_subnet_that_is_no_use(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="subnet6"):
+        subnets.choose_subnet6(text, SUBNET, None, [], False)
+
+
+def test_the_ipv6_subnet_is_not_taken_from_others_nor_from_pods() -> None:
+    assert subnets.choose_subnet6("", SUBNET, SUBNET6, [], False) is None
+    assert subnets.choose_subnet6(str(SUBNET6), SUBNET, None, taken("fd00::/8", "fd01::/64"), True) == SUBNET6
+    with pytest.raises(FailedPrecondition, match=r"fd00:99::10/128 is in use: route"):
+        subnets.choose_subnet6(str(SUBNET6), SUBNET, None, taken("10.0.0.0/8", "fd00:99::10/128"), False)
+    with pytest.raises(FailedPrecondition, match="have pods without IPv6: pods still hold addresses of fd00:99::/64"):
+        subnets.choose_subnet6("", SUBNET, SUBNET6, [], True)

@@ -19,8 +19,9 @@ import pytest
 from tare.errors import FailedPrecondition
 from tare.streaming import forward, peers, server, sessions, spdy
 from tare.streaming.peers import SpdyPeer
-from tare.streaming.remote import Wanted
+from tare.streaming.remote import Outcome, Wanted
 from tare.streaming.server import EXEC, FORWARD, Request, Server
+from tare.streaming.spdy_headers import Packer
 from tare.streaming.tls import Certificate
 from tests.support.certificates import self_signed
 from tests.support.spdy_client import NotUpgraded, SpdyClient
@@ -179,7 +180,7 @@ def test_output_alone_keeps_a_session_alive() -> None:
         for _ in range(10):
             await asyncio.sleep(0.1)
             await session.write("stdout", b"y")
-        return server.Outcome(code=0)
+        return Outcome(code=0)
 
     running.backend.exec = talkative  # type: ignore[method-assign]
     try:
@@ -283,7 +284,7 @@ def test_streams_that_are_over_are_forgotten() -> None:
 
     async def go() -> int:
         peer = SpdyPeer(Nowhere(), 10)  # type: ignore[arg-type] # as much of a carrier as is used
-        packer = spdy.Packer()
+        packer = Packer()
         for number in range(1, 2001, 2):
             block = number.to_bytes(4, "big") + bytes(6) + packer.pack({"streamtype": "data"})
             head = (1 << 31 | 3 << 16 | spdy.SYN_STREAM).to_bytes(4, "big") + bytes([spdy.FIN])
@@ -305,7 +306,7 @@ def test_a_slow_reader_holds_the_command_back(running: Running) -> None:
         for _ in range(400):
             await session.write("stdout", bytes(1 << 18))
             sent += 1 << 18
-        return server.Outcome(code=0)
+        return Outcome(code=0)
 
     running.backend.exec = flood  # type: ignore[method-assign]
     client = SpdyClient.connect(running.exec_url("0", wanted=NOTHING), [V4])
@@ -324,7 +325,7 @@ def test_a_client_that_vanishes_with_its_input_unread_is_noticed(running: Runnin
     async def deaf(request: Request, session: Any) -> Any:
         await session.gone.wait()
         seen.set()
-        return server.Outcome(code=0)
+        return Outcome(code=0)
 
     running.backend.exec = deaf  # type: ignore[method-assign]
     client = SpdyClient.connect(running.exec_url("0"), [V4])
@@ -350,7 +351,7 @@ def test_sizes_and_input_that_nobody_wants_hold_nothing_up(running: Running) -> 
 
     async def wait_a_while(request: Request, session: Any) -> Any:
         await asyncio.sleep(0.5)
-        return server.Outcome(code=0)
+        return Outcome(code=0)
 
     running.backend.exec = wait_a_while  # type: ignore[method-assign]
     told = with_socket(running, running.exec_url("0", wanted=NOTHING), ["v5.channel.k8s.io"], use)

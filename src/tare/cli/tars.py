@@ -98,7 +98,7 @@ class Exactly:
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = 0, /) -> bytes:
         """So many bytes."""
         return self._file.read(size).ljust(size, b"\0")
 

@@ -14,6 +14,7 @@ from tare.handlers import attributes, hooks, labels, options, volumes
 from tare.handlers.identity import (
     credentials,
     foresee,
+    is_early,
     parted_credentials,
     program,
     ready,
@@ -243,12 +244,15 @@ def execution(
     ]
     cwd = encoded(process.get("cwd") or "/")
     lists: list[list[Step]] = []
+    heir = is_early(process, seccomp)
+    listener = hooks.listening(seccomp, state or {}, hooks.PID, lists, heir=heir)
+    own, final = parted_credentials(process, seccomp, listener)
     steps: list[Step] = [
+        *([("await_listener", "load the seccomp filter")] if heir and listener is not None else []),
         ("lead_session", "make a session"),
         *control_terminal(process),
         *hooks.ask(lists, "set the scheduler", attributes.scheduling(process)),
     ]
-    own, final = parted_credentials(process, seccomp, hooks.listening(seccomp, state or {}, hooks.PID, lists))
     entered: list[Step] = [
         *terminal(process, "exec_terminal"),
         ("change_directory", "change to the working directory", cwd),

@@ -31,20 +31,39 @@ CAPABILITIES = 64
 
 NUMBERS = {
     "x86_64": {
-        **{"mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12, "ioctl": 16, "mremap": 25, "madvise": 28, "sendmsg": 46},
+        **{
+            "close": 3,
+            "mmap": 9,
+            "mprotect": 10,
+            "munmap": 11,
+            "brk": 12,
+            "ioctl": 16,
+            "mremap": 25,
+            "madvise": 28,
+            "sendmsg": 46,
+        },
         **{"recvmsg": 47, "clone": 56, "execve": 59, "setsid": 112, "setgroups": 116, "setresuid": 117},
         **{"setresgid": 119, "capget": 125, "capset": 126, "prctl": 157, "gettid": 186, "futex": 202},
         **{"exit_group": 231, "prlimit64": 302},
     },
     "aarch64": {
-        **{"mmap": 222, "mprotect": 226, "munmap": 215, "brk": 214, "ioctl": 29, "mremap": 216, "madvise": 233},
+        **{
+            "close": 57,
+            "mmap": 222,
+            "mprotect": 226,
+            "munmap": 215,
+            "brk": 214,
+            "ioctl": 29,
+            "mremap": 216,
+            "madvise": 233,
+        },
         **{"sendmsg": 211, "recvmsg": 212, "clone": 220, "execve": 221, "setsid": 157, "setgroups": 159},
         **{"setresuid": 147, "setresgid": 149, "capget": 90, "capset": 91, "prctl": 167, "gettid": 178, "futex": 98},
         **{"exit_group": 94, "prlimit64": 261},
     },
 }
 MEMORY = ("brk", "mmap", "mprotect", "munmap", "mremap", "madvise", "futex")
-TO_MAKE = ("sendmsg", "exit_group", "gettid", "setsid", "recvmsg", "prlimit64", "execve")
+TO_MAKE = ("close", "sendmsg", "exit_group", "gettid", "setsid", "recvmsg", "prlimit64", "execve")
 TO_BECOME = ("setgroups", "setresgid", "setresuid", "capget", "capset")
 KEPT = 64
 

@@ -151,16 +151,19 @@ def starting(spec: Spec, place: Place) -> list[Step]:
     return steps("confined_hook", found, told, process.get("env") or ())
 
 
-def listening(seccomp: Filter | None, container: Mapping[str, Any], pid: int, lists: list[list[Step]]) -> int | None:
+def listening(
+    seccomp: Filter | None, container: Mapping[str, Any], pid: int, lists: list[list[Step]], *, heir: bool = False
+) -> int | None:
     """The number of the helper's list that hands a filter's listener over, which is added to `lists`; None where there is none.
 
-    `container` is the container's state; `PID` stands in it and for `pid` for the process that loads the filter.
+    `container` is the container's state; `PID` stands in it and for `pid` for the process that loads the filter, or with `heir` for that
+    which it makes.
     """
     if seccomp is None or not seccomp.listener:
         return None
     told = parts(process_state(container, pid, seccomp.metadata))
     label = f"hand the seccomp listener to {seccomp.listener}"
-    lists.append([("listener", label, encoded(seccomp.listener), told)])
+    lists.append([("heirs_listener" if heir else "listener", label, encoded(seccomp.listener), told)])
     return len(lists) - 1
 
 

@@ -81,11 +81,17 @@ def parted_credentials(
     confined = bool(process.get("noNewPrivileges"))
     if seccomp is None:
         return become(process, []), set_limits(process)
-    if listener is None and early.lets_through(seccomp.program, confined):
-        return become(process, filter_steps("seccomp", seccomp, None)), set_limits(process)
+    if is_early(process, seccomp):
+        loaded = filter_steps("seccomp", seccomp, listener, "seccomp_listener_for_heir")
+        return become(process, loaded), set_limits(process)
     if confined:
         return become(process, []), [*set_limits(process), *filter_steps("seccomp_last", seccomp, listener)]
     return exposed(process), credentials(process, seccomp, (), listener)
+
+
+def is_early(process: Spec, seccomp: Filter | None) -> bool:
+    """Whether there is a filter that lets the rest be done (`parted_credentials`)."""
+    return seccomp is not None and early.lets_through(seccomp.program, bool(process.get("noNewPrivileges")))
 
 
 def exposed(process: Spec) -> list[Step]:
@@ -127,13 +133,15 @@ def become(process: Spec, filter_steps: Sequence[Step]) -> list[Step]:
     ]
 
 
-def filter_steps(operation: str, seccomp: Filter | None, listener: int | None) -> list[Step]:
+def filter_steps(
+    operation: str, seccomp: Filter | None, listener: int | None, listening: str = "seccomp_listener"
+) -> list[Step]:
     """Load a filter, if there is one: where it has a listener, here and now, since that has to be handed over."""
     if seccomp is None:
         return []
     label = "load the seccomp filter"
     if listener is not None:
-        return [("seccomp_listener", label, seccomp.program, seccomp.flags, listener)]
+        return [(listening, label, seccomp.program, seccomp.flags, listener)]
     return [(operation, label, seccomp.program, seccomp.flags)]
 
 

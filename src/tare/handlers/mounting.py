@@ -67,7 +67,8 @@ class Mounts:
         self.place = place
         self.namespaces = namespaces
         self.user = namespaces.user
-        if self.user and not own_cgroups:
+        nodes_view = "cgroup" not in namespaces.kinds and not place.hierarchies
+        if nodes_view or (self.user and not own_cgroups):
             mounts = [bound_cgroups(mount) for mount in mounts]
         self.mounts = [
             (FIRST_FREE + index, normal(mount["destination"]), mount, options.of(mount))
@@ -261,7 +262,8 @@ def shaped(label: str, slot: int, target: str, kind: str, flags: options.Flags) 
 
 
 def bound_cgroups(mount: Spec) -> Spec:
-    """In a user namespace that does not own the cgroup namespace no cgroup file system can be mounted: the node's is shown."""
+    """The node's, bound: in a user namespace that does not own the cgroup namespace none can be mounted, and in the node's own cgroup
+    namespace a new mount of v2 would show the same and set the flags of the node's anew."""
     if mount.get("type") not in ("cgroup", "cgroup2"):
         return mount
     given = mount.get("options") or ()

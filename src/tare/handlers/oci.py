@@ -329,7 +329,8 @@ class OciHandler:
             or words
             or f"{self.settings.path} does not say why, but perhaps in the container's log"
         )
-        return StartFailed(doing, step=step, cause=cause, errno=0)
+        # Tare's own command says itself what it was doing.
+        return StartFailed(doing, step=step, cause=cause.removeprefix(f"{doing}: "), errno=0)
 
 
 class Terminal:

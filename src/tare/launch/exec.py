@@ -40,11 +40,12 @@ def main(status: _socket.socket, outcome: mmap.mmap, plan_fd: int, target: int, 
         entered, way = steps.resolve(work["entered"]), init.Way(work)
         steps.run(machine, steps.resolve(work["before"]))
         enter(machine, work, target, streams)
-        # Now, since a filter that is loaded from here on may not know this call.
-        linux.close_range(way.inherit, flags=linux.CLOSE_RANGE_CLOEXEC)
+        keep_what_is_needed(machine, way.inherit)
         steps.run(machine, entered)
         pid, pidfd = linux.clone_parent()
         if pid:
+            if machine.heir and machine.outside is not None:
+                packets.send(machine.outside, wire.CHILD, 0, (pid,))
             packets.send(status, wire.CHILD, 0, (pid,), (pidfd,))
             os._exit(0)
         steps.run(machine, way.first)
@@ -54,6 +55,14 @@ def main(status: _socket.socket, outcome: mmap.mmap, plan_fd: int, target: int, 
         steps.fail(status, "join the container", error)
     except BaseException:  # noqa: BLE001 - whatever it is, it ends this child and is told to the launcher
         steps.fail_with(status, "setup")
+
+
+def keep_what_is_needed(machine: Machine, inherit: int) -> None:
+    """Nothing else goes to where it may be taken. All of it is closed on exec; a filter that is loaded later may not know the call for it."""
+    needed = [machine.status.fileno(), *machine.slots.values()]
+    if machine.outside is not None:
+        needed.append(machine.outside.fileno())
+    linux.keep_only(*needed, first=inherit)
 
 
 def enter(machine: Machine, work: Plan, target: int, streams: list[int]) -> None:

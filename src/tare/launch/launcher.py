@@ -310,8 +310,11 @@ class Launcher:
             sender, kind, _, fields, fds = packets.receive_from(child.status)
         except BlockingIOError:
             return False
-        except (packets.Closed, wire.WireError):
+        except packets.Closed:
             self.silent(child)
+            return False
+        except wire.WireError:
+            self.distrust(child)
             return False
         if not child.may_say(sender, kind, fields, fds):
             self.distrust(child)

@@ -403,9 +403,8 @@ def recorded(path: str) -> tuple[int, int] | None:
     return None
 
 
-def keep_only(*fds: int) -> None:
-    """Close every descriptor from 3 on but these."""
-    first = 3
+def keep_only(*fds: int, first: int = 3) -> None:
+    """Close every descriptor from 3, or another, on but these."""
     for fd in sorted(fds):
         if fd > first:
             close_range(first, fd - 1)

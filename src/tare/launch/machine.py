@@ -27,6 +27,7 @@ class Machine:
         self.stage = -1  # where its mounts are laid ready (`staging`)
         self.outside: _socket.socket | None = None  # the helper in the node's namespaces
         self.outside_pid = 0  # this process's PID there, once the helper has said it
+        self.heir = False  # the helper waits for the PID of the process that this one makes
         self.page: mmap.mmap | None = None  # shared with launcher and helper
         self.warnings: list[bytes] = []
         self.program: object = None

@@ -74,6 +74,7 @@ BARRIER = 44  # waits to be placed
 HOLD = 46  # instead of GO, where a command made the process and ends: it waits at its container's own gate from now on → OK
 
 # From a child to its helper outside, over a socket pair of theirs
+# CHILD, with the pid alone, also comes this way, where the helper has something to do for whom the asking process makes
 ASK = 45  # number of a list of steps → OK pid of who asks, warnings; or FAILED, when the launcher knows why
 
 # To a logger

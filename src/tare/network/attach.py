@@ -98,12 +98,12 @@ class EmbeddedNetwork:
         self._config = config
         self._run = run.resolve()
         self._bridge = subnets.bridge_name(config.bridge, self._run)
-        self._publisher = Publisher(database, self._bridge)
         self._leases = Leases(database)
         self._remembered = database.table("networks", Remembered)
         remembered = self._remembered.get(self._bridge)
         self._given = (remembered.given, remembered.given6) if remembered is not None else ("", "")
         self._removal = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tare-links")
+        self._publisher = Publisher(database, self._bridge, self._removal.submit)
         self._ready: Ready | None = None
         if config.mtu and config.mtu not in MTU_RANGE:
             raise InvalidArgument(
@@ -152,12 +152,14 @@ class EmbeddedNetwork:
             network = self._usable(host)
             address = self._leases.take(network.subnet, pod_id)
             try:
+                taken = []
                 if wishes is not None and wishes.ports:
                     ips = [item.ip for item in network.addresses(address)]
-                    self._publisher.publish(host, wishes.ports, ips, pod_id, f"{wishes.namespace}/{wishes.name}")
+                    taken = self._publisher.publish(wishes.ports, ips, pod_id, f"{wishes.namespace}/{wishes.name}")
                 attachment = self._connect(host, Netlink(netlink), pod_id, netns, network, address)
                 if wishes is not None and (wishes.ingress or wishes.egress):
                     self._limit(host, Netlink(netlink), attachment, wishes)
+                self._publisher.forget_before(host, taken)
                 return attachment
             except BaseException:
                 try:
@@ -203,7 +205,7 @@ class EmbeddedNetwork:
         return {"mode": "embedded", "bridge": self._bridge, "subnet": str(self._ready.subnet) if self._ready else None}
 
     async def settle(self) -> None:
-        """Wait until the links that were unplugged so far are removed."""
+        """Wait until the links that were unplugged so far are removed, and flows to ports that moved are forgotten."""
         await asyncio.wrap_future(self._removal.submit(int))
 
     def _set_up(self, netlink: Netlink) -> Ready:
@@ -272,6 +274,11 @@ class EmbeddedNetwork:
         # The carrier reaches the bridge's port, the bridge and their queues when a kernel thread gets to it; to be asked about a link
         # makes the kernel do it now (since 6.8). Otherwise the pod's first ARP request may be lost, and the next is a second later.
         host.ask(rtnetlink.get_link(name), rtnetlink.get_link(self._bridge))
+        # IPv6 is as slow to listen for who asks after its addresses (a work queue joins the group), so each is told of the other.
+        for there, mine in zip(via, own, strict=True):
+            if mine.version == 6:
+                host.run([rtnetlink.add_neighbour(network.index, mine.ip, mac)])
+                pod.run([rtnetlink.add_neighbour(inside.index, there, bridge.mac_of(via[0]))])
         return Attachment(tuple(str(item.ip) for item in own), INTERFACE, mac, name, str(via[0]))
 
     def _limit(self, host: Netlink, pod: Netlink, attachment: Attachment, wishes: Wishes) -> None:
@@ -284,11 +291,12 @@ class EmbeddedNetwork:
 
     def _disconnect(self, host: Netlink, pod_id: str) -> None:
         """Withdraw the pod's ports, unplug its link, release its lease, in this order: the address is free when nothing answers to it."""
-        self._publisher.withdraw(pod_id)
+        gone = self._publisher.withdraw(pod_id)
         link = bridge.find_link(host, bridge.pod_link_name(pod_id))
         if link is not None and bridge.pod_of(self._run, link) == pod_id:
             self._unplug(host, [link])
         self._leases.release(pod_id)
+        self._publisher.forget_after(gone)
 
     def _pod_links(self, netlink: Netlink) -> list[tuple[str, Link]]:
         """The links of this instance's pods, each with its pod's ID."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from errno import ENOENT
 
 from tare.network.netlink import NLM_F_ACK, NLM_F_DUMP, Message, Netlink, NetlinkError, attribute, attributes, nested
-from tare.network.nft import GENERIC, NETLINK_NETFILTER
+from tare.network.nft import GENERIC
 from tare.network.rtnetlink import Address
 
 NFNL_SUBSYS_CTNETLINK = 1
@@ -69,19 +69,17 @@ def delete_flow(family: int, flow: Flow) -> Message:
     return Message(f"forget a UDP flow to {flow.destination}", kind, NLM_F_ACK, GENERIC.pack(family, 0, 0) + flow.name)
 
 
-def forget(ports: Iterable[tuple[int, int]], chosen: Callable[[Flow], bool]) -> int:
+def forget(netlink: Netlink, ports: Iterable[tuple[int, int]], chosen: Callable[[Flow], bool]) -> int:
     """Forget those UDP flows to the ports (family, port) that are chosen; how many there were. Raises NetlinkError."""
     count = 0
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as sock:
-        netlink = Netlink(sock)
-        for family, port in ports:
-            for flow in map(read_flow, netlink.ask(list_flows(family, port))):
-                if not chosen(flow):
-                    continue
-                try:
-                    netlink.run([delete_flow(family, flow)])
-                except NetlinkError as error:
-                    if error.errno != ENOENT:  # it has ended meanwhile
-                        raise
-                count += 1
+    for family, port in ports:
+        for flow in map(read_flow, netlink.ask(list_flows(family, port))):
+            if not chosen(flow):
+                continue
+            try:
+                netlink.run([delete_flow(family, flow)])
+            except NetlinkError as error:
+                if error.errno != ENOENT:  # it has ended meanwhile
+                    raise
+            count += 1
     return count

@@ -29,9 +29,14 @@ def hostname_file(hostname: str) -> str:
 
 
 def hosts_file(hostname: str, ips: Sequence[str]) -> str:
-    """/etc/hosts, as hosts(5) has it: the local names, and the pod's own at its addresses. Raises InvalidArgument."""
+    """/etc/hosts, as hosts(5) has it: the local names, and the pod's own at its addresses. Raises InvalidArgument.
+
+    Where the name is a full one (a.b.c) the short one stands after it, by which `hostname -f` finds the full one.
+    """
     name = check_hostname(hostname)
-    return LOCAL_NAMES + "".join(f"{check_address(ip)}\t{name}\n" for ip in ips if name)
+    short = name.partition(".")[0]
+    names = f"{name} {short}" if short and short != name else name
+    return LOCAL_NAMES + "".join(f"{check_address(ip)}\t{names}\n" for ip in ips if name)
 
 
 def resolv_conf(

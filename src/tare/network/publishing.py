@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from tare.errors import TareError, describe
@@ -23,13 +24,15 @@ FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 class Publisher:
-    """The table of one instance. `bridge` is the name of its bridge."""
+    """The table of one instance. `bridge` is the name of its bridge; `later` has something done in a thread, one after the other."""
 
-    def __init__(self, database: Database, bridge: str) -> None:
+    def __init__(self, database: Database, bridge: str, later: Callable[[Callable[[], None]], object]) -> None:
+        self._later = later
         self._ports = Ports(database)
         self._bridge = bridge
         self._name = f"tare-{bridge}"
         self._subnets: tuple[Network, ...] = ()
+        self._socket: socket.socket | None = None
 
     def set_up(self, subnets: tuple[Network, ...]) -> None:
         """Make the table whole, for pods in these subnets."""
@@ -37,47 +40,72 @@ class Publisher:
         self._replace()
 
     def publish(
-        self, host: Netlink, ports: Iterable[Port], addresses: Sequence[Address], pod_id: str, pod_name: str
-    ) -> None:
-        """Let the ports lead to the pod. Raises FailedPrecondition naming who has one already, InvalidArgument; undone by `withdraw`."""
-        taken = self._ports.take(ports, addresses, pod_id, pod_name)
-        if not taken:
-            return
-        # What the node sends to a pod from 127.0.0.1 and what comes back would be martians otherwise; see `firewall` for what guards this.
-        sysctl.ensure("1", "net", "ipv4", "conf", self._bridge, "route_localnet")
-        self._change(firewall.publish(self._name, taken))
-        if any(item.protocol == "udp" for item in taken):
-            local = {rtnetlink.read_address(body).interface.ip for body in host.ask(rtnetlink.list_addresses())}
-            forget(taken, lambda flow: flow.destination in local or flow.destination.is_loopback)
+        self, ports: Iterable[Port], addresses: Sequence[Address], pod_id: str, pod_name: str
+    ) -> list[Redirect]:
+        """Let the ports lead to the pod: what leads there now.
 
-    def withdraw(self, pod_id: str) -> None:
-        """Let nothing lead to the pod any more. Idempotent."""
+        Raises FailedPrecondition naming who has one already, InvalidArgument; undone by `withdraw`.
+        """
+        taken = self._ports.take(ports, addresses, pod_id, pod_name)
+        if taken:
+            # What the node sends to a pod from 127.0.0.1 and what comes back would be martians otherwise; `firewall` has what guards this.
+            sysctl.ensure("1", "net", "ipv4", "conf", self._bridge, "route_localnet")
+            self._change(firewall.publish(self._name, taken))
+        return taken
+
+    def withdraw(self, pod_id: str) -> list[Redirect]:
+        """Let nothing lead to the pod any more: what did. Idempotent."""
         gone = self._ports.release(pod_id)
         if gone:
             self._change(firewall.withdraw(self._name, gone))
-            targets = {item.target for item in gone}
-            forget(gone, lambda flow: flow.answers in targets)
+        return gone
+
+    def forget_before(self, host: Netlink, taken: Iterable[Redirect]) -> None:
+        """Have the flows forgotten that went to the node by these ports before they were published."""
+        if any(item.protocol == "udp" for item in taken):
+            local = {rtnetlink.read_address(body).interface.ip for body in host.ask(rtnetlink.list_addresses())}
+            self._forget(taken, lambda flow: flow.destination in local or flow.destination.is_loopback)
+
+    def forget_after(self, gone: Iterable[Redirect]) -> None:
+        """Have the flows forgotten that went to a pod by these ports."""
+        targets = {item.target for item in gone}
+        self._forget(gone, lambda flow: flow.answers in targets)
 
     def keep(self, pods: Collection[str]) -> None:
         """Withdraw the ports of pods other than these."""
         for pod_id in self._ports.pods().difference(pods):
-            self.withdraw(pod_id)
+            self.forget_after(self.withdraw(pod_id))
 
     def remove(self) -> None:
         """The table goes; what is on record stays."""
-        nft.apply(firewall.remove(self._name))
+        nft.run(self._netlink, firewall.remove(self._name))
 
     def redirects(self, pod_id: str | None = None) -> list[Redirect]:
         """What leads to any pod, or to this one."""
         return self._ports.all(pod_id)
 
+    @property
+    def _netlink(self) -> Netlink:
+        """The conversation about the node's packet filter, for as long as this lives."""
+        if self._socket is None:
+            self._socket = nft.connect()
+            weakref.finalize(self, self._socket.close)
+        return Netlink(self._socket)
+
+    def _forget(self, redirects: Iterable[Redirect], chosen: Callable[[conntrack.Flow], bool]) -> None:
+        """Have the UDP flows to these ports that are chosen forgotten, by and by: the kernel walks all of a large table for it, 10 ms and more."""
+        ports = sorted({(FAMILIES[item.target.version], item.port) for item in redirects if item.protocol == "udp"})
+        if ports:
+            self._later(lambda: forget(ports, chosen))
+
     def _replace(self) -> None:
         redirects = tuple(item for item in self._ports.all() if any(item.target in subnet for subnet in self._subnets))
-        nft.apply(firewall.replace(firewall.Table(self._name, self._bridge, self._subnets, redirects)))
+        table = firewall.Table(self._name, self._bridge, self._subnets, redirects)
+        nft.run(self._netlink, firewall.replace(table))
 
     def _change(self, messages: Sequence[Message]) -> None:
         try:
-            nft.apply(messages)
+            nft.run(self._netlink, messages)
         except NetlinkError as error:
             if not self._subnets:
                 return  # there is no table before `set_up`
@@ -85,10 +113,10 @@ class Publisher:
             self._replace()
 
 
-def forget(redirects: Iterable[Redirect], chosen: Callable[[conntrack.Flow], bool]) -> None:
-    """Forget the UDP flows to these ports that are chosen. A kernel that refuses it keeps them: only a client that never pauses notices."""
-    ports = {(FAMILIES[item.target.version], item.port) for item in redirects if item.protocol == "udp"}
+def forget(ports: Iterable[tuple[int, int]], chosen: Callable[[conntrack.Flow], bool]) -> None:
+    """As `conntrack.forget`, in a thread. A kernel that refuses it keeps the flows: only a client that never pauses notices."""
     try:
-        conntrack.forget(sorted(ports), chosen)
+        with nft.connect() as sock:
+            conntrack.forget(Netlink(sock), ports, chosen)
     except TareError as error:
         log.warning("%s", describe(error))

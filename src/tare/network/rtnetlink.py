@@ -19,6 +19,7 @@ from tare.network.netlink import (
     NLM_F_CREATE,
     NLM_F_DUMP,
     NLM_F_EXCL,
+    NLM_F_REPLACE,
     Message,
     attribute,
     attributes,
@@ -36,7 +37,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
-RTM_NEWQDISC = 36
+RTM_NEWNEIGH, RTM_NEWQDISC = 28, 36
 
 IFINFO = struct.Struct("=BxHiII")  # family, hardware type, index, flags, which flags to change
 IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
@@ -47,6 +48,9 @@ TRAFFIC = struct.Struct("=BxxxiIII")  # family, index, handle, parent, info
 BUCKET = struct.Struct(
     "=BBHhHI12xIII"
 )  # of a rate: cell_log, link layer, overhead, alignment, mpu, rate; no peak rate; limit, buffer, mtu
+
+NEIGHBOUR = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
+NDA_DST, NDA_LLADDR, NUD_REACHABLE = 1, 2, 2
 
 IFF_UP = 1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
@@ -209,6 +213,14 @@ def delete_address(index: int, interface: Interface) -> Message:
 def list_addresses() -> Message:
     """Ask for all addresses."""
     return Message("list addresses", RTM_GETADDR, NLM_F_ACK | NLM_F_DUMP, IFADDR.pack(0, 0, 0, 0, 0))
+
+
+def add_neighbour(index: int, address: Address, mac: str) -> Message:
+    """Say on which MAC address a neighbour is to be found, as if it had just answered."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    body = NEIGHBOUR.pack(family, index, NUD_REACHABLE, 0, 0)
+    body += attribute(NDA_DST, address.packed) + attribute(NDA_LLADDR, pack_mac(mac))
+    return Message(f"add neighbour {address}", RTM_NEWNEIGH, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
 def add_default_route(index: int, gateway: Address) -> Message:

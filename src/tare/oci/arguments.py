@@ -37,6 +37,7 @@ CREATE = {
 }
 COMMANDS: dict[str, tuple[str, int, int, dict[str, str]]] = {
     "create": ("ID", 1, 1, CREATE),
+    # This command adopts no orphans, whether or not it is asked for that.
     "run": ("ID", 1, 1, {**CREATE, "detach": SWITCH, "keep": SWITCH, "no-subreaper": SWITCH}),
     "start": ("ID", 1, 1, {}),
     "state": ("ID", 1, 1, {}),

@@ -1,17 +1,19 @@
-"""Making a container's process: a child forked at once, which loads what it needs while the configuration is read here.
+"""Making a container's process: a child of this command's, which so goes to whoever called when the command ends (conmon, a containerd shim).
 
-    tare oci                          maker                                child
-       ├─ fork ───────────────────────►│ imports the launcher's steps
-       │ reads, checks, compiles       ┊
-       ├─ CREATE or EXEC (plan, fds) ─►│ launch.between, launch.exec
-       │                               ├─ clone3 (CLONE_PARENT) ─────────────►│ steps
-       │◄──────────────────── CHILD ───┤                                      │
-       │◄────────────────────────────────────── TERMINAL, FAILED, READY ──────┤
-       │ state.json, PID file                                                 ┊
-       ├─ GO ────────────────────────────────────────────────────────────────►│ execve     (run, exec)
-       └─ HOLD ──────────────────────────────────────────────────────────────►│ the gate   (create), see `child`
+    tare oci                                                              child
+       │ reads, checks, compiles, imports the launcher's steps
+       ├─ clone3 ─────────────────────────────────────────────────────────►│ steps
+       │◄─────────────────────────────────────── TERMINAL, FAILED, READY ──┤
+       │ state.json, PID file                                              ┊
+       ├─ GO ─────────────────────────────────────────────────────────────►│ execve     (run, exec)
+       └─ HOLD ───────────────────────────────────────────────────────────►│ the gate   (create), see `child`
 
-The child is this command's own child, so that it goes to whoever called when the command ends (conmon, a containerd shim).
+Where something has to be done before the child is made, in namespaces that this command must not enter, and for `exec`, a process in
+between is forked that makes it (launch.between, launch.exec), as a child of this command's all the same:
+
+    tare oci ──── fork ───► in between ──── clone3 (CLONE_PARENT) ────────►│ steps
+       │◄────────── CHILD ──┤
+
 The end of this process before GO or HOLD ends the others.
 """
 
@@ -23,14 +25,15 @@ import mmap
 import os
 
 from tare.errors import InternalError, TareError
-from tare.launch import packets, plan, wire
+from tare.launch import linux, packets, wire
 from tare.launch.machine import EXECUTING
-from tare.oci import logs
+from tare.oci import child, logs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tare.handlers.plans import Compiled
     from tare.launch.plan import Plan
 
 HIGHEST_ERRNO = 4095
@@ -57,25 +60,38 @@ class Birth:
         self.outcome_fd = os.memfd_create("tare-outcome", os.MFD_CLOEXEC)
         os.ftruncate(self.outcome_fd, mmap.PAGESIZE)
         self.outcome = mmap.mmap(self.outcome_fd, mmap.PAGESIZE)
-        self.status, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
-        self.maker = os.fork()
+        self.status, self.theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
         packets.name_senders(self.status)
-        if self.maker == 0:
+        self.between = 0
+
+    def create(self, doing: str, made: Compiled, gate: _socket.socket | None, cgroup: int) -> None:
+        """Make a container's process by its plan; with a gate it may be held there. `cgroup` is a v2 group's directory, or −1.
+
+        Raises NotStarted.
+        """
+        if made.helper:
+            self.between = os.fork()
+            if self.between == 0:
+                self.status.close()
+                child.between(self, made, gate, cgroup)
+        else:
+            try:
+                self.pid, self.pidfd = linux.clone3(made.clone_flags, cgroup)
+            except OSError as error:
+                number = error.errno or 0
+                raise NotStarted(doing, step=made.plan["making"], cause=os.strerror(number), errno=number) from error
+            if self.pid == 0:
+                self.status.close()
+                child.main(self, made.plan, gate)
+        self.theirs.close()
+
+    def execute(self, work: Plan, target: int) -> None:
+        """Make a further process in the container of the process that a pidfd is of."""
+        self.between = os.fork()
+        if self.between == 0:
             self.status.close()
-            from tare.oci import child
-
-            child.main(theirs, self.outcome, self.outcome_fd)
-        theirs.close()
-
-    def send(self, kind: int, fields: Sequence[wire.Field], work: Plan, fds: Sequence[int]) -> None:
-        """Say what is to be made. Raises InternalError where the maker is gone."""
-        sealed = plan.seal(work)
-        try:
-            packets.send(self.status, kind, 0, fields, (sealed, *fds))
-        except packets.Closed as error:
-            raise InternalError("make a process", cause="the child that was to make it is gone") from error
-        finally:
-            os.close(sealed)
+            child.execution(self, work, target)
+        self.theirs.close()
 
     def until_ready(self, doing: str, place: Callable[[int], None] | None = None) -> None:
         """Until it waits before its exec. At its barrier `place` puts it where it belongs. Raises NotStarted."""
@@ -85,7 +101,7 @@ class Birth:
                 sender, kind, _, fields, fds = packets.receive_from(self.status)
             except packets.Closed:
                 raise NotStarted(doing, step="setup", cause="the process was killed", errno=0) from None
-            if kind == wire.CHILD and sender == self.maker and not self.pid:  # nobody else's word is taken for it
+            if kind == wire.CHILD and sender == self.between and not self.pid:  # nobody else's word is taken for it
                 self.pid, self.pidfd = wire.int_of(fields[0]), fds.pop()
             elif kind == wire.TERMINAL and self.terminal < 0 and fds:
                 self.terminal = fds.pop()
@@ -102,9 +118,9 @@ class Birth:
                 place(self.pid)
                 packets.send(self.status, wire.GO)
 
-    def go(self, doing: str) -> None:
+    def go(self, doing: str, program: str) -> None:
         """Let it through, and see that it runs its program. Raises NotStarted."""
-        let_through(self.status, self.outcome, doing)
+        let_through(self.status, self.outcome, doing, program)
 
     def hold(self) -> None:
         """Let it wait at its own gate from now on. Raises NotStarted where it is gone."""
@@ -117,14 +133,15 @@ class Birth:
             raise InternalError("create the container", cause=f"its process said {kind} at its gate")
 
     def end(self, *, held: bool = False) -> None:
-        """Close what is open here, which ends what waits for it, and reap the maker. Idempotent.
+        """Close what is open here, which ends what waits for it, and reap who was in between. Idempotent.
 
-        The maker of a process that is held may have a helper to wait for that is needed when the container is started: it is left then.
+        In between is one who may have a helper to wait for that is needed when a held container is started: it is left then.
         """
         self.status.close()
-        if self.maker:
-            os.waitpid(self.maker, os.WNOHANG if held else 0)
-            self.maker = 0
+        self.theirs.close()
+        if self.between:
+            os.waitpid(self.between, os.WNOHANG if held else 0)
+            self.between = 0
 
     def kill(self) -> None:
         """End the process itself, which must be past READY or gone, and reap it."""
@@ -145,8 +162,8 @@ def failure(doing: str, fields: Sequence[wire.Field]) -> NotStarted:
     return NotStarted(doing, step=os.fsdecode(wire.bytes_of(step)), cause=cause, errno=wire.int_of(number))
 
 
-def let_through(status: _socket.socket, outcome: mmap.mmap, doing: str) -> None:
-    """GO to a process at its gate, and how its execve went. Raises NotStarted."""
+def let_through(status: _socket.socket, outcome: mmap.mmap, doing: str, program: str) -> None:
+    """GO to a process at its gate, and how its execve of the program went. Raises NotStarted."""
     failed: NotStarted | None = None
     try:
         packets.send(status, wire.GO)
@@ -165,7 +182,7 @@ def let_through(status: _socket.socket, outcome: mmap.mmap, doing: str) -> None:
     if stage == EXECUTING and not number:
         return
     if stage == EXECUTING:
-        raise NotStarted(doing, step="exec", cause=os.strerror(number), errno=number)
+        raise NotStarted(doing, step="exec", cause=f"{program}: {os.strerror(number)}", errno=number)
     if number:
         raise NotStarted(doing, step="load the seccomp filter", cause=os.strerror(number), errno=number)
     raise NotStarted(doing, step="start", cause="the process was killed", errno=0)

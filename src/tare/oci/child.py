@@ -1,6 +1,6 @@
-"""The maker's and the child's side of `birth`: everything that happens in a process that will be, or makes, the container's.
+"""The child's side of `birth`: what happens in a process that will be, or makes, the container's.
 
-After CREATE the child comes to its hold, the last of its steps, and says READY. GO lets it through to its exec. HOLD makes it
+A container's process comes to its hold, the last of its steps, and says READY. GO lets it through to its exec. HOLD makes it
 listen at the container's gate, a unix socket in its state directory, for whoever runs `start`:
 
     tare oci start                                  child
@@ -19,33 +19,68 @@ import _socket
 import os
 import stat
 
-from tare.launch import between, exec, packets, steps, wire
+from tare.launch import between as maker
+from tare.launch import exec, init, linux, packets, plan, steps, wire
+from tare.launch.machine import Machine
+from tare.oci import stock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import mmap
+    from collections.abc import Iterable
 
-    from tare.launch.machine import Machine
+    from tare.handlers.plans import Compiled
+    from tare.launch.plan import Plan
+    from tare.oci.birth import Birth
 
 ENOENT, EACCES, ENOTDIR, EINVAL = 2, 13, 20, 22
 
 
-def main(status: _socket.socket, outcome: mmap.mmap, outcome_fd: int) -> None:
-    """The maker: wait for what is to be made, and make it. Does not return."""
+def main(birth: Birth, work: Plan, gate: _socket.socket | None) -> None:
+    """The whole way from a fresh child to execve; does not return."""
     try:
-        kind, _, fields, fds = packets.receive(status)
-    except packets.Closed:
-        os._exit(1)
+        prepare(birth, work, gate)
+        init.run(Machine(birth.theirs), birth.outcome, work)
+    except OSError as error:
+        steps.fail(birth.theirs, "setup", error)
+    except BaseException:  # noqa: BLE001 - whatever it is, it ends this child and is told to the command
+        steps.fail_with(birth.theirs, "setup")
+
+
+def between(birth: Birth, made: Compiled, gate: _socket.socket | None, cgroup: int) -> None:
+    """The process in between that makes such a child; does not return."""
+    try:
+        prepare(birth, made.plan, gate, cgroup)
+        maker.main(birth.theirs, birth.outcome, plan.seal(made.plan), made.clone_flags, cgroup)
+    except OSError as error:
+        steps.fail(birth.theirs, "setup", error)
+
+
+def execution(birth: Birth, work: Plan, target: int) -> None:
+    """The process in between that makes a further process in a container; does not return."""
+    try:
+        prepare(birth, work, None, target)
+        exec.main(birth.theirs, birth.outcome, plan.seal(work), target, [])
+    except OSError as error:
+        steps.fail(birth.theirs, "setup", error)
+
+
+def prepare(birth: Birth, work: Plan, gate: _socket.socket | None, fd: int = -1) -> None:
+    """Of the command's, only what the process needs: its descriptors, with one more, and the steps that only this command knows."""
+    stock.leave()
+    needed = [birth.theirs.fileno(), birth.outcome_fd, fd, gate.fileno() if gate else -1]
+    close_others(work["inherit"], [kept for kept in needed if kept >= 0])
     steps.OPERATIONS["find_program"] = find_program
-    if kind == wire.CREATE:
-        plan_fd, *rest = fds
-        cgroup = rest.pop() if wire.int_of(fields[1]) else -1
-        steps.OPERATIONS["hold"] = Gate(rest[0], outcome_fd).hold if rest else refuse
-        between.main(status, outcome, plan_fd, wire.int_of(fields[0]), cgroup)
-    elif kind == wire.EXEC:
-        plan_fd, target = fds
-        exec.main(status, outcome, plan_fd, target, [])
-    os._exit(1)
+    steps.OPERATIONS["hold"] = Gate(gate, birth.outcome_fd).hold if gate else refuse
+
+
+def close_others(inherited: int, kept: Iterable[int]) -> None:
+    """All descriptors of the command's but those that the program inherits, and these."""
+    first = inherited
+    for fd in sorted(kept):
+        if fd > first:
+            linux.close_range(first, fd - 1)
+        first = max(first, fd + 1)
+    linux.close_range(first)
 
 
 def find_program(machine: Machine, candidates: list[bytes], name: bytes) -> None:
@@ -69,8 +104,8 @@ def find_program(machine: Machine, candidates: list[bytes], name: bytes) -> None
 class Gate:
     """Where a created container waits: the socket that listens, and the page that is to say how execve went."""
 
-    def __init__(self, listener: int, outcome: int) -> None:
-        self.listener = _socket.socket(fileno=listener)
+    def __init__(self, listener: _socket.socket, outcome: int) -> None:
+        self.listener = listener
         self.outcome = outcome
 
     def hold(self, machine: Machine) -> None:

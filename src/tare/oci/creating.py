@@ -8,10 +8,9 @@ import time
 
 from tare.errors import FailedPrecondition, InvalidArgument, describe
 from tare.handlers import compile as compiler
-from tare.handlers import rdt
 from tare.handlers.plans import Directory, Place
-from tare.launch import linux, wire
-from tare.oci import config, filters, groups, logs, state, terminals
+from tare.launch import linux
+from tare.oci import config, filters, groups, handover, logs, shares, state, terminals
 from tare.oci.shapes import InvalidConfig
 
 TYPE_CHECKING = False
@@ -39,6 +38,7 @@ class Request:
         self.systemd = overall.given("systemd-cgroup")
         self.pid_file = options.text("pid-file") and os.path.abspath(options.text("pid-file"))
         self.console = options.text("console-socket") and os.path.abspath(options.text("console-socket"))
+        self.pidfd_socket = options.text("pidfd-socket") and os.path.abspath(options.text("pidfd-socket"))
         self.keyring = not options.given("no-new-keyring")
         passed, self.environment = inherited()
         self.inherited = options.number("preserve-fds") + passed
@@ -92,7 +92,7 @@ def create(request: Request, birth: Birth, *, held: bool) -> Made:
         terminals.check(spec["process"], request.console, detached=held)
         seccomp = filters.of(spec, request.root)
         path, unit = group_of(spec, request)
-        share = rdt.of(spec, request.id)
+        share = shares.of(spec, request.id)
         compiled(
             spec, rootfs, request, None, seccomp, held=held
         )  # what cannot be done is refused before anything is made
@@ -101,8 +101,8 @@ def create(request: Request, birth: Birth, *, held: bool) -> Made:
         undo.add("remove the state directory", container.forget)
         keep_config(container, data)
         if share is not None:
-            rdt.apply(share)
-            undo.add("remove the class of service", lambda: rdt.remove(share))
+            shares.apply(share)
+            undo.add("remove the class of service", lambda: shares.remove(share))
         group = None
         if not unit:
             group = groups.make(spec, path)
@@ -224,13 +224,12 @@ def born(
     """Have the process made, and write down who it is."""
     doing = f"create container {request.id}"
     directory = os.open(made.cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if made.cgroup else -1
-    listener = listen(container) if held else None
-    fds = [*([listener.fileno()] if listener else []), *([directory] if directory >= 0 else [])]
+    gate = listen(container) if held else None
     try:
-        birth.send(wire.CREATE, (made.clone_flags, int(directory >= 0)), made.plan, fds)
+        birth.create(doing, made, gate, directory)
     finally:
-        if listener:
-            listener.close()
+        if gate:
+            gate.close()
         if directory >= 0:
             os.close(directory)
     birth.until_ready(doing, lambda pid: place(request, container, spec, pid, undo))
@@ -238,6 +237,8 @@ def born(
         logs.warning(f"container {request.id}: {warning}")
     if birth.terminal >= 0 and request.console:
         terminals.send(request.console, birth.terminal)
+    if request.pidfd_socket:
+        handover.send(request.pidfd_socket, handover.CONTAINER, birth.pidfd)
     container.facts.update(pid=birth.pid, start=linux.start_time(birth.pid))
     container.save()
     if request.pid_file:

@@ -8,8 +8,8 @@ from tare.errors import FailedPrecondition, InvalidArgument, NotFound
 from tare.handlers import compile as compiler
 from tare.handlers import hooks
 from tare.handlers.capabilities import CAPABILITY_BITS
-from tare.launch import linux, wire
-from tare.oci import config, documents, filters, groups, lifecycle, logs, state, terminals
+from tare.launch import linux
+from tare.oci import config, documents, filters, groups, handover, lifecycle, logs, state, terminals
 from tare.oci.creating import FIRST_INHERITED, Undo, inherited, write_pid
 
 TYPE_CHECKING = False
@@ -47,10 +47,12 @@ def run(root: str, options: Options, birth: Birth) -> int:
         begin(container, spec, process, birth, options, root)
         if birth.terminal >= 0 and console:
             terminals.send(console, birth.terminal)
+        if options.text("pidfd-socket"):
+            handover.send(os.path.abspath(options.text("pidfd-socket")), handover.EXECUTION, birth.pidfd)
         if options.text("pid-file"):
             write_pid(os.path.abspath(options.text("pid-file")), birth.pid)
         attendance = None if detached else lifecycle.Attendance(birth)
-        birth.go(f"exec in container {container.id}")
+        birth.go(f"exec in container {container.id}", process["args"][0])
         birth.end()
     except BaseException:
         undo.all()
@@ -152,7 +154,7 @@ def begin(container: Container, spec: Config, process: Config, birth: Birth, opt
         work["inherit"] = FIRST_INHERITED + options.number("preserve-fds") + inherited()[0]
         if not process.get("terminal"):
             work["entered"].insert(0, ("own_streams", "own the streams", process["user"]["uid"]))
-        birth.send(wire.EXEC, (), work, (pidfd,))
+        birth.execute(work, pidfd)
     finally:
         os.close(pidfd)
     birth.until_ready(doing)

@@ -122,6 +122,11 @@ def remove(path: str, seconds: float = END_SECONDS) -> None:
         delay = min(delay * 2, SLOWEST)
 
 
+def vanished(path: str) -> bool:
+    """Whether a group is gone, after one attempt at removing it: it goes at once where nothing is in it any more."""
+    return tree().remove_now(path)
+
+
 def members(path: str) -> list[int]:
     """PIDs in a group and below it."""
     return tree().processes(path)

@@ -8,9 +8,8 @@ import mmap
 import os
 
 from tare.errors import FailedPrecondition, InvalidArgument, NotFound, TareError, describe
-from tare.handlers import rdt
 from tare.launch import packets, wire
-from tare.oci import config, creating, groups, hooks, logs, state, terminals
+from tare.oci import config, creating, groups, hooks, logs, shares, state, terminals
 from tare.oci.birth import NotStarted, let_through
 
 TYPE_CHECKING = False
@@ -38,7 +37,7 @@ def start(container: Container) -> None:
             raise NotStarted(doing, step="gate", cause="its process does not answer", errno=0)
         outcome = mmap.mmap(fds[0], mmap.PAGESIZE)
         packets.close_all(fds)
-        let_through(connection, outcome, doing)
+        let_through(connection, outcome, doing, spec["process"]["args"][0])
     except packets.Closed:
         raise NotStarted(doing, step="gate", cause="its process was killed", errno=0) from None
     finally:
@@ -160,7 +159,8 @@ def delete(root: str, container_id: str, *, force: bool) -> None:
 
 def remove(container: Container, spec: Config | None = None) -> None:
     """End what is left of it, remove its group and its directory, and run the poststop hooks, whose failures are warnings."""
-    end_processes(container)
+    if container.alive() or not container.cgroup or not groups.vanished(container.cgroup):
+        end_processes(container)
     if container.facts.get("unit"):
         from tare.oci import scopes
 
@@ -169,9 +169,9 @@ def remove(container: Container, spec: Config | None = None) -> None:
         groups.remove(container.cgroup)
     try:
         spec = kept_config(container) if spec is None else spec
-        share = rdt.of(spec, container.id)
+        share = shares.of(spec, container.id)
         if share is not None:
-            rdt.remove(share)
+            shares.remove(share)
         hooks.run(container, spec, "poststop", "stopped", 0)
     except (TareError, OSError) as error:
         logs.warning(f"container {container.id}: {describe(error)}")
@@ -200,7 +200,7 @@ def run(request: creating.Request, options: Options, birth: Birth) -> int:
     container = made.container
     attendance = None if detached else Attendance(birth)
     try:
-        birth.go(f"start container {container.id}")
+        birth.go(f"start container {container.id}", made.config["process"]["args"][0])
         birth.end()
         after_start(container, made.config)
     except BaseException:

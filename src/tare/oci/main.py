@@ -70,7 +70,7 @@ def run(words: list[str], boot: list[str]) -> int:
 
 
 def make(command: str, root: str, overall: Options, options: Options) -> int:
-    """A command that makes a process: the child that is to make it loads its modules while this process loads others."""
+    """A command that makes a process."""
     from tare.oci.birth import Birth
 
     birth = Birth()

@@ -1,141 +1,212 @@
-"""The code of the modules that commands import, in one file: Python looks for each in several directories, and that is half of a start.
+"""The code of the modules that commands import, in one file: Python's own way to a module takes longer than most take to run.
 
-    /run/tare-oci.python/code-<version>    a length (u32), an index (marshal), then the code of each module (marshal)
-        index: (directory of the package, {module: (source, its mtime in ns, its size, whether a package, offset, length)})
+    /run/tare-oci.python/code-<version>-<directory of the package>
+        a length (u32), an index (marshal), then the code of each module (marshal)
+        index: (directory of the package, {module: (its file, what identifies that file's content, whether a package, offset, length)})
 
-It is written after a command that had to import something in Python's own way, and holds all that was imported. A module whose source
-is not as it was is imported in Python's own way; so a file that is old, damaged or missing costs time and nothing else. It is believed
-only if it is root's own, as the sources are.
+It is believed as a whole, or not at all: if it is root's own, and every file that it was made from is as it was. So no command runs
+one module as it was and another as it is; a file that is old, damaged or missing costs time and nothing else. It is written after a
+command that had to import something in Python's own way, beside its place and renamed, and not from a file that was changed so
+lately that another change might leave no trace. Modules in C are in it by their path alone.
 """
 
-from __future__ import annotations
-
+import builtins
 import marshal
 import posix
 import sys
-from _frozen_importlib import ModuleSpec
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import CodeType, ModuleType
+    from collections.abc import Callable, Mapping, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
-    Entry = tuple[str, int, int, bool, int, int]
+    Identity = tuple[int, int, int, int]
+    Entry = tuple[str, Identity, bool, int, int]
 
 DIRECTORY = "/run/tare-oci.python"
-FILE = f"{DIRECTORY}/code-{sys.hexversion:x}"
 LENGTH = 4
 PACKAGE = __file__.rpartition("/tare/")[0]
-_before = frozenset(sys.modules)
+FILE = f"{DIRECTORY}/code-{sys.hexversion:x}{PACKAGE.replace('/', '-')}"
+SOURCE, EXTENSION = ".py", ".so"
+SETTLED = 2_000_000_000  # nanoseconds after which a change of a file has another time than the one before
+_before = frozenset(sys.modules) - {"tare", "tare.oci", __name__}
+_stocks: "list[Stock]" = []
 
 
 class Stock:
-    """A finder and loader of modules, from the file's bytes."""
+    """What `import` asks first, with the open file: it makes a module without the specification and locks of Python's own way."""
 
-    def __init__(self, data: bytes, entries: dict[str, Entry], start: int) -> None:
-        self.data = data
+    def __init__(self, file: int, entries: "dict[str, Entry]", start: int) -> None:
+        self.file = file
         self.entries = entries
         self.start = start
+        self.otherwise: Callable[..., ModuleType] = builtins.__import__
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        """A module's spec; None where it is not here, or not as its source is now."""
-        entry = self.entries.get(name)
-        if entry is None or not fresh(entry):
-            return None
-        source, _, _, package, _, _ = entry
-        spec = ModuleSpec(name, self, origin=source, is_package=package)  # type: ignore[arg-type]
-        spec.has_location = True
+    def load(
+        self,
+        name: str,
+        globals: "Mapping[str, object] | None" = None,
+        locals: "Mapping[str, object] | None" = None,
+        fromlist: "Sequence[str] | None" = (),
+        level: int = 0,
+    ) -> "ModuleType":
+        """As `__import__`."""
+        if level or name not in self.entries:
+            return self.otherwise(name, globals, locals, fromlist, level)
+        module = sys.modules.get(name) or self.bring(name)
+        for item in fromlist or ():
+            child = f"{name}.{item}"
+            if child in sys.modules or hasattr(module, item):
+                continue
+            if child not in self.entries:
+                return self.otherwise(name, globals, locals, fromlist, level)
+            self.bring(child)
+        return module if fromlist else sys.modules[name.partition(".")[0]]
+
+    def bring(self, name: str) -> "ModuleType":
+        """Make a module, after the package that it is in."""
+        parent, _, last = name.rpartition(".")
+        if parent and parent not in sys.modules:
+            self.bring(parent)
+        path, _, package, *_ = self.entries[name]
+        module = extension(name, path) if path.endswith(EXTENSION) else self.run(name, path, package)
+        if parent:
+            setattr(sys.modules[parent], last, module)
+        return module
+
+    def run(self, name: str, path: str, package: bool) -> "ModuleType":
+        """A module that is its code's doing."""
+        module = type(sys)(name)
+        module.__file__ = path
+        module.__package__ = name if package else name.rpartition(".")[0]
         if package:
-            spec.submodule_search_locations = [source.rpartition("/")[0]]
-        return spec
+            module.__path__ = [path.rpartition("/")[0]]
+        sys.modules[name] = module
+        try:
+            exec(marshal.loads(self.part(name)), module.__dict__)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module
 
-    def create_module(self, spec: ModuleSpec) -> None:
-        """The usual kind of module."""
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Run its code."""
-        exec(self.get_code(module.__name__), module.__dict__)
-
-    def get_code(self, name: str) -> CodeType:
-        """A module's code."""
+    def part(self, name: str) -> bytes:
+        """The bytes of a module's code."""
         *_, offset, length = self.entries[name]
-        first = self.start + offset
-        code: CodeType = marshal.loads(self.data[first : first + length])
-        return code
+        return posix.pread(self.file, length, self.start + offset)
 
 
-def fresh(entry: Entry) -> bool:
-    """Whether a source is as it was."""
+def extension(name: str, path: str) -> "ModuleType":
+    """A module in C."""
+    import _imp
+    from _frozen_importlib import ModuleSpec
+
+    spec = ModuleSpec(name, None, origin=path)
+    module = sys.modules[name] = _imp.create_dynamic(spec)
+    _imp.exec_dynamic(module)
+    return module
+
+
+def identity(path: str) -> "Identity":
+    """What is different once a file has another content. Raises OSError."""
+    status = posix.stat(path)
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+
+
+def fresh(entry: "Entry") -> bool:
+    """Whether a file is as it was."""
     try:
-        status = posix.stat(entry[0])
+        return identity(entry[0]) == entry[1]
     except OSError:
         return False
-    return (status.st_mtime_ns, status.st_size) == entry[1:3]
 
 
 def use() -> None:
-    """Import from the file from now on, if there is one."""
+    """Import from the file from now on, if there is one to be believed."""
     try:
         fd = posix.open(FILE, posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError:
         return
-    try:
-        status = posix.fstat(fd)
-        data = posix.read(fd, status.st_size) if status.st_uid == 0 else b""
-    finally:
+    stock = opened(fd)
+    if stock is None:
         posix.close(fd)
-    try:
-        length = int.from_bytes(data[:LENGTH], "little")
-        package, entries = marshal.loads(data[LENGTH : LENGTH + length])
-    except (EOFError, ValueError, TypeError):
         return
-    if package == PACKAGE:
-        sys.meta_path.insert(0, Stock(data, entries, LENGTH + length))
+    _stocks.append(stock)
+    builtins.__import__ = stock.load
+
+
+def leave() -> None:
+    """Import in Python's own way from now on, in a process that is going to close the file."""
+    if _stocks:
+        builtins.__import__ = _stocks.pop().otherwise
+
+
+def opened(fd: int) -> "Stock | None":
+    """The open file, if it is to be believed."""
+    status = posix.fstat(fd)
+    length = int.from_bytes(posix.read(fd, LENGTH), "little")
+    if status.st_uid or length > status.st_size:
+        return None
+    try:
+        package, entries = marshal.loads(posix.read(fd, length))
+        believed = package == PACKAGE and all(map(fresh, entries.values()))
+    except (EOFError, ValueError, TypeError):
+        return None
+    return Stock(fd, entries, LENGTH + length) if believed else None
 
 
 def keep() -> None:
     """Write all that was imported, if something of it came in Python's own way. Only root's own file would be believed."""
-    found = {
-        name: module.__spec__
-        for name, module in list(sys.modules.items())
-        if name not in _before and getattr(module, "__spec__", None) is not None
-    }
-    sources = {name: spec for name, spec in found.items() if spec is not None and (spec.origin or "").endswith(".py")}
-    if posix.geteuid() or all(isinstance(spec.loader, Stock) for spec in sources.values()):
+    found = unknown()
+    if posix.geteuid() or not found:
         return
     entries: dict[str, Entry] = {}
     parts: list[bytes] = []
-    for name, code in codes(sources).items():
-        source = str(sources[name].origin) if name in sources else stock_of(name)[0]
-        status = posix.stat(source)
-        part = marshal.dumps(code)
-        package = source.endswith("/__init__.py")
-        entries[name] = (source, status.st_mtime_ns, status.st_size, package, sum(map(len, parts)), len(part))
-        parts.append(part)
+    try:
+        for name, (path, known, package, data) in {**stocked(), **read(found)}.items():
+            entries[name] = (path, known, package, sum(map(len, parts)), len(data))
+            parts.append(data)
+    except (OSError, Unsettled):
+        return  # the next command writes it
     index = marshal.dumps((PACKAGE, entries))
     write(len(index).to_bytes(LENGTH, "little") + index + b"".join(parts))
 
 
-def stocks() -> list[Stock]:
-    """The one in use, if any."""
-    return [finder for finder in sys.meta_path if isinstance(finder, Stock)]
+class Unsettled(Exception):
+    """A file is being changed."""
 
 
-def stock_of(name: str) -> Entry:
-    """What the one in use says of a module."""
-    return stocks()[0].entries[name]
+def unknown() -> "dict[str, ModuleSpec]":
+    """What was imported from files that the one in use knows nothing of."""
+    left_out = _before.union(*(stock.entries for stock in _stocks))
+    found = {}
+    for name, module in sys.modules.items():
+        spec = getattr(module, "__spec__", None)
+        if name not in left_out and spec is not None and (spec.origin or "").endswith((SOURCE, EXTENSION)):
+            found[name] = spec
+    return found
 
 
-def codes(sources: dict[str, ModuleSpec]) -> dict[str, CodeType]:
-    """The code of what was imported now, and of what was here before and is fresh."""
-    found: dict[str, CodeType] = {}
-    for stock in stocks():
-        for name, entry in stock.entries.items():
-            if name not in sources and fresh(entry):
-                found[name] = stock.get_code(name)
-    for name, spec in sources.items():
-        code = getattr(spec.loader, "get_code", lambda _: None)(name)
-        if code is not None:
-            found[name] = code
+def stocked() -> "dict[str, tuple[str, Identity, bool, bytes]]":
+    """What the file in use has."""
+    return {
+        name: (path, known, package, stock.part(name))
+        for stock in _stocks
+        for name, (path, known, package, *_) in stock.entries.items()
+    }
+
+
+def read(specs: "Mapping[str, ModuleSpec]") -> "dict[str, tuple[str, Identity, bool, bytes]]":
+    """Modules' code as their files have it now. Raises Unsettled, OSError."""
+    found = {}
+    for name, spec in specs.items():
+        path = str(spec.origin)
+        known = identity(path)
+        data = b"" if path.endswith(EXTENSION) else marshal.dumps(spec.loader.get_code(name))  # type: ignore[union-attr]
+        if identity(path) != known or time.time_ns() - max(known[:2]) < SETTLED:
+            raise Unsettled
+        found[name] = (path, known, path.endswith("/__init__.py"), data)
     return found
 
 

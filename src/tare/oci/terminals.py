@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import _socket
 import os
-import sys
 
-from tare.errors import FailedPrecondition, InvalidArgument
+from tare.errors import InvalidArgument
+from tare.oci import handover
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 CHUNK = 65536
-NAME = b"/dev/ptmx"  # the message that the descriptor travels with, as runc sends it
 
 
 def check(process: Any, console: str, *, detached: bool) -> None:
@@ -32,15 +30,9 @@ def check(process: Any, console: str, *, detached: bool) -> None:
 
 def send(path: str, master: int) -> None:
     """Hand the master to the listener at a unix socket. Raises FailedPrecondition."""
-    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
-        connection.connect(path)
-        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, master.to_bytes(4, sys.byteorder))]
-        connection.sendmsg([NAME], rights)
-    except OSError as error:
-        raise FailedPrecondition(f"send the terminal to {path}", cause=error) from error
+        handover.send(path, handover.TERMINAL, master)
     finally:
-        connection.close()
         os.close(master)
 
 
@@ -63,7 +55,7 @@ class Relay:
         self._restore: Callable[[], object] = lambda: termios.tcsetattr(0, termios.TCSANOW, self.before or [])
         if os.isatty(0):
             self.before = termios.tcgetattr(0)
-            tty.setraw(0)
+            tty.setraw(0, termios.TCSADRAIN)  # what was typed ahead is kept
             self.resize()
 
     def resize(self) -> None:

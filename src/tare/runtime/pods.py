@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tare.handlers.builtin import PodNamespaces
 from tare.handlers.plans import Mappings
+from tare.network import bandwidth, hostports
 from tare.network.hostports import Port
 from tare.network.wishes import Wishes
 from tare.runtime import groups, labels, lifecycle, podfiles, sysctls
@@ -72,6 +73,8 @@ def begin(parts: Parts, pod_id: str, config: PodConfig, handler: str) -> PodRun:
         node = parts.confinement()
     labels.apparmor_profile(config.security.apparmor, node, privileged=config.security.privileged)
     sysctls.check(config.sysctls, kinds_of(config))
+    if "net" in kinds_of(config):
+        hostports.check(wishes(config, Path()).ports)
     parent = parts.cgroups.resolve_parent(config.cgroup_parent, f"/tare-{pod_id}")
     return PodRun(
         parts=parts,
@@ -181,7 +184,7 @@ async def make_namespaces(run: PodRun) -> None:
                 run.id,
                 kinds=kinds_of(run.request),
                 hostname=hostname_of(run.request),
-                sysctls=dict(run.request.sysctls),
+                sysctls=sysctls.of_pod(run.request.sysctls, kinds_of(run.request)),
                 mappings=mappings_of(run.request),
             )
 
@@ -220,9 +223,7 @@ async def _let_namespaces_go(parts: Parts, pod_id: str) -> None:
 def wishes(config: PodConfig, netns: Path) -> Wishes:
     """What a pod asks of its network."""
     ports = (
-        Port(
-            protocol=item.protocol, host_port=item.host_port, container_port=item.container_port, host_ip=item.host_ip
-        )
+        Port(protocol=item.protocol, host_port=item.host_port, container_port=item.container_port, host_ip=item.host_ip)
         for item in config.port_mappings
         if item.host_port
     )
@@ -233,6 +234,8 @@ def wishes(config: PodConfig, netns: Path) -> Wishes:
         uid=config.metadata.uid,
         netns=netns,
         ports=tuple(ports),
+        ingress=bandwidth.rate(config.annotations, bandwidth.INGRESS),
+        egress=bandwidth.rate(config.annotations, bandwidth.EGRESS),
         annotations=config.annotations,
         servers=dns.servers,
         searches=dns.searches,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from tare.errors import AlreadyExists, FailedPrecondition, TareError, Unavailable, describe
 from tare.handlers.builtin import Process
-from tare.runtime import containers, creating, exec, lifecycle, pods, strays, updating
+from tare.runtime import containers, creating, exec, info, lifecycle, pods, strays, updating
 from tare.runtime.abilities import Abilities
 from tare.runtime.bounds import deadline
 from tare.runtime.containers import LOGGER_SECONDS
@@ -426,6 +426,7 @@ class Runtime:
             "unsupported": {name: why for name, why in limits.items() if why is not None},
             "cdiProblems": self.parts.cdi.problems(),
             "skippedLimits": dict(self.parts.cgroups.skipped),
+            "network": self.parts.network.describe(),
         }
 
     def cgroup_driver(self) -> str:
@@ -434,30 +435,11 @@ class Runtime:
 
     def pod_info(self, pod_id: str) -> Mapping[str, object]:
         """What a verbose status adds. Raises NotFound."""
-        pod = self._store.pod(pod_id, "look at")
-        facts = self._store.pod_facts.get(pod.id)
-        return {
-            "runtimeHandler": pod.handler or BUILTIN,
-            "pid": facts.pause.pid if facts is not None and facts.pause is not None else 0,
-            "namespaces": facts.pins if facts is not None else {},
-            "cgroupParent": pod.cgroup_parent,
-            "directory": str(self.parts.pod_directory(pod.id)),
-            "loggerGroup": facts.group if facts is not None else "",
-        }
+        return info.of_pod(self.parts, self._store.pod(pod_id, "look at"))
 
     def container_info(self, container_id: str) -> Mapping[str, object]:
         """What a verbose status adds. Raises NotFound."""
-        record = self._store.container(container_id, "look at")
-        facts = self._store.container_facts.get(record.id)
-        plan = self._store.plan(record.id)
-        return {
-            "sandboxID": record.pod_id,
-            "pid": facts.process.pid if facts is not None else 0,
-            "startTime": facts.process.start_time if facts is not None else 0,
-            "cgroup": plan.cgroup,
-            "layers": plan.lowers,
-            "runtimeSpec": plan.spec,
-        }
+        return info.of_container(self.parts, self._store.container(container_id, "look at"))
 
 
 def condition(kind: str, reason: str, trouble: str | None) -> Condition:

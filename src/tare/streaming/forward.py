@@ -112,8 +112,8 @@ class Forward:
         try:
             both = asyncio.gather(inward, outward)
             await asyncio.wait((both, reset), return_when=asyncio.FIRST_COMPLETED)
-            if both.done() and (failure := both.exception()) is not None:
-                await error.send(f"forward port {text}: {describe(failure)}".encode())
+            if both.done() and (trouble := both.exception()) is not None:
+                await error.send(f"forward port {text}: {describe(trouble)}".encode())
                 await data.abort()
         finally:
             try:

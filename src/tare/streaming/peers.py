@@ -77,6 +77,10 @@ class Inbox(Generic[Piece]):
         self._news.set()
         self._room.set()
 
+    def full(self) -> bool:
+        """Whether there is no place for more."""
+        return not self._room.is_set()
+
     async def room(self) -> None:
         """Until there is place for more."""
         await self._room.wait()
@@ -228,11 +232,10 @@ class Peer:
 
     async def _wait_for(self, box: Inbox[Any]) -> None:
         """Until an inbox has room. Nothing is read meanwhile, so a client that leaves is looked for."""
-        while True:
+        while box.full():
             try:
                 async with asyncio.timeout(LOOK):
                     await box.room()
-                return
             except TimeoutError:
                 if self._carrier.has_left():
                     self.gone.set()

@@ -86,7 +86,7 @@ class Connection:
     def __init__(self, max_streams: int = MAX_STREAMS) -> None:
         self._max_streams = max_streams
         self._packer, self._unpacker = Packer(), Unpacker()
-        self._input = bytearray()
+        self._input, self._at = b"", 0  # what has come, and how much of it is done with
         self._output = bytearray()
         self._streams: dict[int, Stream] = {}
         self._last = 0  # the highest stream that the client has opened
@@ -115,7 +115,7 @@ class Connection:
         """The events in what has come so far. Raises SpdyError, once, after which there is nothing more to be received."""
         if self._over:
             return []
-        self._input += data
+        self._input, self._at = self._input[self._at :] + data, 0
         events: list[Event] = []
         try:
             while self._step(events):
@@ -123,7 +123,7 @@ class Connection:
         except (SpdyError, HeaderError) as error:
             self.go_away(GOAWAY_PROTOCOL_ERROR)
             self._over = True
-            self._input.clear()
+            self._input, self._at = b"", 0
             raise SpdyError(str(error)) from error
         return events
 
@@ -131,20 +131,21 @@ class Connection:
         """Take one frame, or a part of a data frame; False where more must come first."""
         if self._rest:
             return self._take_data(events)
-        if len(self._input) < HEAD:
+        at, there = self._at, len(self._input) - self._at
+        if there < HEAD:
             return False
-        first, flags = int.from_bytes(self._input[:4], "big"), self._input[4]
-        length = int.from_bytes(self._input[5:8], "big")
+        first, flags = int.from_bytes(self._input[at : at + 4], "big"), self._input[at + 4]
+        length = int.from_bytes(self._input[at + 5 : at + HEAD], "big")
         if not first >> 31:
-            del self._input[:HEAD]
+            self._at += HEAD
             self._begin_data(first, flags, length, events)
             return True
         if length > MAX_CONTROL:
             raise SpdyError(f"a control frame of {length} bytes, at most {MAX_CONTROL} are possible")
-        if len(self._input) < HEAD + length:
+        if there < HEAD + length:
             return False
-        payload = bytes(self._input[HEAD : HEAD + length])
-        del self._input[: HEAD + length]
+        payload = self._input[at + HEAD : at + HEAD + length]
+        self._at += HEAD + length
         if first >> 16 & 0x7FFF != VERSION:
             raise SpdyError(f"version {first >> 16 & 0x7FFF} of SPDY")
         self._control(first & 0xFFFF, flags, payload, events)
@@ -160,11 +161,10 @@ class Connection:
 
     def _take_data(self, events: list[Event]) -> bool:
         """As much of a data frame as is there: a frame of 16 MB is never held whole."""
-        if not self._input:
+        part = self._input[self._at : self._at + self._rest]
+        if not part:
             return False
-        with memoryview(self._input) as view:
-            part = bytes(view[: self._rest])
-        del self._input[: len(part)]
+        self._at += len(part)
         self._rest -= len(part)
         self._deliver(part, self._data_fin and not self._rest, events)
         return True

@@ -90,8 +90,6 @@ class Plugins:
         if ended.code == 0:
             return output
         refused = result.refusal(output)
-        if refused is not None and refused.code == result.TRY_AGAIN:
-            raise Unavailable(doing, step=step, cause=refused.words)
         words = [refused.words] if refused is not None else [f"it ended with {ended.code}"]
         if refused is None and output.strip():
             words.append(f"it printed {result.quoted(output)}")

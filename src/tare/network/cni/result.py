@@ -31,7 +31,6 @@ CODES = {
     50: "it is not available",
     51: "it is not available, and pods that are there may be cut off",
 }
-TRY_AGAIN = 11
 
 
 class NoResult(ValueError):
