@@ -26,3 +26,12 @@ def test_every_number_is_measured(tmp_path: Path) -> None:
     assert found["stop_ms"]["min"] > 0
     assert found["cpu_per_lifecycle_ms"] > 0
     assert {"daemon", "keeper", "launcher", "logger", "workload"} <= set(found["memory_with_pods"])
+
+
+def test_streams_are_measured() -> None:
+    options = ["--only", "tare", "-s", "4", "-n", "1", "-e", "2"]
+    command = [sys.executable, "-m", "bench.streaming", *options]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for number in ("ExecSync of true, ms", "in, s", "out, s", "forward, CPU s"):
+        assert number in result.stdout

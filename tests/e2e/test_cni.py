@@ -6,6 +6,8 @@ import base64
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,7 +95,7 @@ def test_a_chain_of_debian_plugins(node: CniNode) -> None:
     assert addresses(node, pod) == ["10.77.0.2", "fd77::2"]
     with node.inside(pod) as inside, Namespace() as outside:
         assert {link["ifname"]: "UP" in link["flags"] for link in inside.ip("link show")} == {"lo": True, "eth0": True}
-        assert inside.sh("sysctl -n net.ipv4.conf.eth0.log_martians").strip() == "1"
+        assert inside.sh("cat /proc/sys/net/ipv4/conf/eth0/log_martians").strip() == "1"
         assert "rate 8Mbit" in node.place.sh("tc qdisc show")
         node.place.run(lambda: wire(outside, "wire", "up0"))
         node.place.sh("ip addr add 192.0.2.1/24 dev wire")
@@ -122,7 +124,7 @@ def test_other_interface_plugins(node: CniNode, kind: str) -> None:
         (first,), (second,) = addresses(node, one), addresses(node, other)
         with node.inside(one) as inside:
             if kind == "ptp":
-                node.place.sh("sysctl -qw net.ipv4.ip_forward=1")
+                node.place.run(lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("1"))
             assert "1 received" in inside.sh(f"ping -c1 -W5 {second}")
         assert first != second
         node.remove_all()  # while macvlan's master is there
@@ -220,6 +222,15 @@ def test_a_configuration_from_a_template(node: CniNode) -> None:
     assert addresses(node, pod) == ["10.81.0.2", "fd81::2"]
     with node.inside(pod) as inside:
         assert "default via 10.81.0.1" in inside.sh("ip route") and "default via fd81::1" in inside.sh("ip -6 route")
+
+
+def test_ten_at_once(node: CniNode) -> None:
+    node.bring(bridge(node), {"type": "portmap", "capabilities": {"portMappings": True}})
+    with ThreadPoolExecutor(10) as pool:
+        pods = list(pool.map(node.run_pod, [f"pod{number}" for number in range(10)]))
+        assert len({address for pod in pods for address in addresses(node, pod)}) == 20
+        list(pool.map(node.stop_pod, pods))
+    assert node.addresses_held() == []
 
 
 def test_a_netns_deleted_from_outside(node: CniNode) -> None:

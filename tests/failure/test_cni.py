@@ -47,6 +47,7 @@ def bridge(node: CniNode) -> dict[str, Any]:
         ("late", "INTERNAL", "it ended with 0 and printed an error"),
         ("again", "INTERNAL", "the moon is not up; so it seems; it asks to be tried again later (code 11)"),
         ("crash", "INTERNAL", "it ended with 3; it said: I could not find the door"),
+        ("killed", "INTERNAL", "it ended with 137"),
         ("hang", "DEADLINE_EXCEEDED", "it did not end within 1 s"),
     ],
 )
@@ -143,6 +144,8 @@ def test_status_and_collection(node: CniNode) -> None:
     node.bring(node.scripted(do={"STATUS": "away"}), version="1.1.0")
     condition = node.network_condition()
     assert not condition.status and "gone for lunch" in condition.message and "(code 50)" in condition.message
+    node.tell("STATUS", "hang")
+    assert "it did not end within 1 s" in node.network_condition().message
     node.tell("STATUS", "pass")
     assert node.network_condition().status
     pod = node.run_pod("valid")

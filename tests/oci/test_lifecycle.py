@@ -340,6 +340,15 @@ def test_the_pidfd_goes_to_its_socket(tare: Runtime, bundle: Bundle, tmp_path: P
     assert not [found for made in tare.made[1:] for found in groups(made) + groups(f"tare-oci-{made}")]
 
 
+def test_the_waiting_process_has_no_descriptor_of_the_commands(tare: Runtime, bundle: Bundle) -> None:
+    name = bundle.create(tare)
+    place = Path(f"/proc/{tare.state(name)['pid']}/fd")
+    held = [os.readlink(place / fd) for fd in os.listdir(place) if int(fd) > 2]
+    # Its root and its null device, as it sees them, the gate, the page.
+    expected = ("/", "/dev/null", "socket", "/memfd:tare-outcome (deleted)")
+    assert sorted(link.partition(":[")[0] for link in held) == sorted(expected)
+
+
 def test_nothing_is_left(runtime: Runtime, bundle: Bundle) -> None:
     bundle.shell(runtime, "true")
     assert str(bundle.path.parent) not in Path("/proc/self/mountinfo").read_text()

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,18 +96,14 @@ class CniNode(Node):
         """Those that host-local has given out."""
         return [path.name for path in self.leases.glob("*/*") if path.name[0].isdigit()]
 
-    def left(self) -> list[str]:
-        """As `strays`, and CNI's: records, results, addresses, links on the node."""
+    def strays(self) -> list[str]:
+        """As a node's, and CNI's: records, results, addresses, links."""
         found = super().strays()
         found += [f"record {row[0]}" for row in rows(self.daemon.root / "state.db", "cni_attachments")]
         found += [f"result {path.name}" for path in self.results.glob("*")]
         found += [f"address {name}" for name in self.addresses_held()]
         found += [f"link {link['ifname']}" for link in self.place.ip("link show type veth") if link["ifname"] != "wire"]
         return found
-
-    def strays(self) -> list[str]:
-        """All of it."""
-        return self.left()
 
 
 class PodPlace(Namespace):
@@ -135,9 +131,9 @@ def cni_node(prefix: str, settings: str = "", bin_dirs: Sequence[str] = (DEBIAN,
             yield CniNode(daemon, place, base)
 
 
-def until(true: Any, *arguments: Any) -> None:
+def until(true: Callable[[], object]) -> None:
     """Wait for a thing to become true."""
     deadline = time.monotonic() + WAIT_SECONDS
-    while not true(*arguments):
-        assert time.monotonic() < deadline, (true, arguments)
+    while not true():
+        assert time.monotonic() < deadline
         time.sleep(0.02)

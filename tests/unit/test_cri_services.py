@@ -130,12 +130,14 @@ def test_container_from_create_to_remove(tmp_path: Path) -> None:
         assert result == pb.ExecSyncResponse(stdout=b"\xffls", exit_code=3)
         await client.runtime.ReopenContainerLog(pb.ReopenContainerLogRequest(container_id=container_id))
         await client.runtime.StopContainer(pb.StopContainerRequest(container_id=container_id, timeout=10))
+        await client.runtime.StopContainer(pb.StopContainerRequest(container_id=container_id, timeout=-10))
         await client.runtime.RemoveContainer(pb.RemoveContainerRequest(container_id=container_id))
         assert not (await client.runtime.ListContainers(pb.ListContainersRequest())).containers
         assert runtime.calls[1:] == [
             ("exec_sync", container_id, ("ls", "-l"), 5.0),
             ("reopen_log", container_id),
             ("stop_container", container_id, 10.0),
+            ("stop_container", container_id, 0.0),
         ]
 
     run(tmp_path, scenario)
@@ -225,7 +227,7 @@ def test_what_is_wrong_in_itself_never_reaches_the_runtime(tmp_path: Path) -> No
             (client.runtime.CreateContainer(pb.CreateContainerRequest(pod_sandbox_id="0")), "config.metadata"),
             (client.runtime.StartContainer(pb.StartContainerRequest()), "container_id"),
             (client.runtime.StopContainer(pb.StopContainerRequest()), "container_id"),
-            (client.runtime.StopContainer(pb.StopContainerRequest(container_id="0", timeout=-1)), "timeout"),
+            (client.runtime.ExecSync(pb.ExecSyncRequest(container_id="0", cmd=["ls"], timeout=-1)), "timeout"),
             (client.runtime.RemoveContainer(pb.RemoveContainerRequest()), "container_id"),
             (client.runtime.ContainerStatus(pb.ContainerStatusRequest()), "container_id"),
             (client.runtime.ReopenContainerLog(pb.ReopenContainerLogRequest()), "container_id"),

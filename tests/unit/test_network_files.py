@@ -78,3 +78,7 @@ def test_of_the_nodes_files_the_one_that_a_pod_can_use() -> None:
     assert host_resolv_conf([HOST, real]) == HOST
     assert host_resolv_conf([stub]) == stub
     assert host_resolv_conf([]) == ""
+
+
+def test_a_full_name_has_the_short_one_after_it() -> None:
+    assert hosts_file("web-0.shop.example", ("10.85.0.2",)).endswith("\n10.85.0.2\tweb-0.shop.example web-0\n")

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tare.errors import FailedPrecondition
-from tare.streaming import forward, peers, server, sessions, spdy
+from tare.streaming import carriers, forward, server, sessions, spdy
 from tare.streaming.peers import SpdyPeer
 from tare.streaming.remote import Outcome, Wanted
 from tare.streaming.server import EXEC, FORWARD, Request, Server
@@ -87,7 +87,7 @@ def test_a_certificate_is_taken_anew_and_a_broken_one_is_not(tmp_path: Path) -> 
         begin = time.monotonic()
         connection, seen = over_tls(url, first.certificate)
         says_hello(talk(connection, url))
-        assert time.monotonic() - begin < peers.CLOSE_SECONDS
+        assert time.monotonic() - begin < carriers.CLOSE_SECONDS
         shutil.copy(second.certificate, chain)  # its key is not there yet
         connection, same = over_tls(running.exec_url("0"), first.certificate)
         connection.close()
@@ -372,7 +372,7 @@ def test_sessions_end_with_words_when_the_server_does(running: Running) -> None:
     for one in (client, silent, forwarding):
         one.run()
     stop.result(10)
-    assert time.monotonic() - begin < peers.CLOSE_SECONDS
+    assert time.monotonic() - begin < carriers.CLOSE_SECONDS
     assert json.loads(bytes(client.data[streams["error"]]))["message"] == "the server ends"
 
 

@@ -12,7 +12,11 @@ from typing import Any
 
 import aiohttp
 import pytest
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, BytesMessage
+from wsproto.events import Request as WsRequest
 
+from tare.cli import stream
 from tare.streaming import remote
 from tare.streaming.remote import Outcome, Size, Wanted
 from tare.streaming.server import ATTACH, EXEC, FORWARD, Request, Server
@@ -350,7 +354,8 @@ def test_a_channel_that_is_none_ends_the_socket(running: Running) -> None:
     assert with_socket(running, running.exec_url("0"), [V4], use) == 1002
 
 
-def test_port_forward_over_a_websocket(running: Running) -> None:
+@pytest.mark.parametrize("named_by", ["CRI", "URL"])
+def test_port_forward_over_a_websocket(running: Running, named_by: str) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
 
@@ -366,13 +371,27 @@ def test_port_forward_over_a_websocket(running: Running) -> None:
         await ws.send_bytes(b"\0hello")
         return await all_channels(ws)
 
-    found = with_socket(running, running.url(FORWARD, Request(target="pod", ports=(port, 1))), [V4], use)
+    if named_by == "CRI":
+        url = running.url(FORWARD, Request(target="pod", ports=(port, 1)))
+    else:
+        url = f"{running.url(FORWARD, Request(target='pod'))}?port={port}&port=1"
+    found = with_socket(running, url, [V4], use)
     thread.join()
     listener.close()
     assert found[0] == struct.pack("<H", port) + b"HELLO"
     assert found[1] == struct.pack("<H", port)
     assert found[3][:2] == struct.pack("<H", 1)
     assert b"forward port 1: " in found[3]
+
+
+@pytest.mark.parametrize("query", ["", "?port=0", "?port=http", "?port=65536"])
+def test_port_forward_over_a_websocket_to_no_port(running: Running, query: str) -> None:
+    async def use(ws: Any) -> None:
+        return
+
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        with_socket(running, running.url(FORWARD, Request(target="pod")) + query, [V4], use)
+    assert refused.value.status == 400
 
 
 def test_sizes_in_pieces() -> None:
@@ -384,3 +403,32 @@ def test_sizes_in_pieces() -> None:
         sizes.feed(b"{" * 5000)
     with pytest.raises(ValueError):
         remote.Sizes().feed(b"[" * 100_000)
+
+
+def test_the_command_line_takes_what_comes_together_with_the_handshake() -> None:
+    """As one segment may have it, when the server is quick and the client is not."""
+    ours, theirs = socket.socketpair()
+    answered = threading.Thread(target=answer_all_at_once, args=(theirs,))
+    answered.start()
+    channel = stream.Socket(ours, "http://here/exec/x", stream.PROTOCOL)
+    answered.join()
+    session = stream.Session(channel, stdin=False, tty=False, keys=b"")
+    said: list[bytes] = []
+    session.take = said.append  # type: ignore[method-assign, assignment]
+    assert channel.early == [b"\1hi\n", b'\3{"status": "Success"}']
+    with pytest.raises(stream.SessionFailed, match="hung up"):
+        session.run()
+    assert said == channel.early
+
+
+def answer_all_at_once(connection: socket.socket) -> None:
+    """The server's part, in one write."""
+    server = WSConnection(ConnectionType.SERVER)
+    with connection:
+        server.receive_data(connection.recv(65536))
+        (request,) = server.events()
+        assert isinstance(request, WsRequest)
+        answer = server.send(AcceptConnection(subprotocol=stream.PROTOCOL))
+        for message in (b"\1hi\n", b'\3{"status": "Success"}'):
+            answer += server.send(BytesMessage(data=message))
+        connection.sendall(answer)

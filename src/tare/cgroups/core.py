@@ -179,6 +179,10 @@ class Groups:
             raise
         return self._handle(path, where, self._note(path, (*planned.skipped, *setting.skipped)))
 
+    def expected(self, path: str) -> Cgroup:
+        """What `create` comes to where the group above is there in every tree; nothing is looked at."""
+        return self._handle(path, dict.fromkeys(self._trees, relative(path)), ())
+
     def _make(self, tree: Tree, name: str) -> str:
         """The group's path in a tree, once it is made there."""
         parent = name.rpartition("/")[0]

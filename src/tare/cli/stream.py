@@ -78,11 +78,12 @@ class Socket:
         self.over = False
         self.refused = bytearray()
         self.accepted = False
+        self.early: list[bytes] = []  # messages that came right behind the handshake
         connection.settimeout(SECONDS)
         connection.sendall(self.unsent)
         self.unsent.clear()
         while not self.accepted:
-            list(self.receive())
+            self.early += self.receive()
             if self.over:
                 raise SessionFailed("open a stream", cause=self.refused.decode(errors="replace").strip() or "refused")
         connection.setblocking(False)
@@ -253,6 +254,8 @@ class Session:
         self.selector.register(connection, selectors.EVENT_READ)
         self.selector.register(self.wake[0], selectors.EVENT_READ)
         listening = False
+        for message in self.channel.early:
+            self.take(message)
         while not self.channel.over and not self.detached:
             wanted = self.stdin and len(self.channel.unsent) < FULL
             if wanted != listening:

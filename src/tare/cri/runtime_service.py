@@ -140,9 +140,9 @@ class RuntimeService(StatsService, StreamService):
         return pb.StartContainerResponse()
 
     async def StopContainer(self, request: pb.StopContainerRequest) -> pb.StopContainerResponse:
-        """Idempotent."""
+        """Idempotent. A grace of zero seconds or less is none."""
         container_id = _container_id(request.container_id)
-        await self._runtime.stop_container(container_id, requests.timeout(request.timeout))
+        await self._runtime.stop_container(container_id, float(max(0, request.timeout)))
         return pb.StopContainerResponse()
 
     async def RemoveContainer(self, request: pb.RemoveContainerRequest) -> pb.RemoveContainerResponse:

@@ -4,8 +4,9 @@
     credentials    after the gate: limits, capabilities, filter, hooks
 
 What the credentials are going to leave out is foreseen, as warnings, before the gate. Without no_new_privs a filter takes CAP_SYS_ADMIN,
-so it is loaded before that goes; with it the filter comes last. Hooks that run in the container come after all that: the program may be
-the image's, and must not be more than the container's process.
+so it is loaded before that goes; with it the filter comes last. An exec has its credentials before it appears in the container
+(`parted_credentials`). Hooks that run in the container come after all that: the program may be the image's, and must not be more than
+the container's process.
 
 Source: OCI runtime specification 1.2, config.md, "Process".
 """

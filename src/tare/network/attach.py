@@ -137,6 +137,7 @@ class EmbeddedNetwork:
         try:
             with node() as netlink:
                 self._usable(netlink)
+            self._publisher.repair()
         except TareError as error:
             return str(error)
         return None

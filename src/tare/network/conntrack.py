@@ -43,12 +43,15 @@ class Flow:
 def read_flow(body: bytes) -> Flow:
     """One of a list's. Raises ValueError where it is malformed."""
     found = attributes(body, GENERIC.size)
-    original = attributes(attributes(found.get(CTA_TUPLE_ORIG, b"")).get(CTA_TUPLE_IP, b""))
-    reply = attributes(attributes(found.get(CTA_TUPLE_REPLY, b"")).get(CTA_TUPLE_IP, b""))
-    name = nested(CTA_TUPLE_ORIG, found[CTA_TUPLE_ORIG]) + attribute(CTA_ID, found[CTA_ID])
+    original, reply = found.get(CTA_TUPLE_ORIG, b""), found.get(CTA_TUPLE_REPLY, b"")
+    there = attributes(attributes(original).get(CTA_TUPLE_IP, b""))
+    back = attributes(attributes(reply).get(CTA_TUPLE_IP, b""))
+    name = nested(CTA_TUPLE_ORIG, original)
+    if CTA_ID in found:  # or another flow that has begun meanwhile would go
+        name += attribute(CTA_ID, found[CTA_ID])
     return Flow(
-        ipaddress.ip_address(original.get(CTA_IP_V4_DST) or original.get(CTA_IP_V6_DST, b"")),
-        ipaddress.ip_address(reply.get(CTA_IP_V4_SRC) or reply.get(CTA_IP_V6_SRC, b"")),
+        ipaddress.ip_address(there.get(CTA_IP_V4_DST) or there.get(CTA_IP_V6_DST, b"")),
+        ipaddress.ip_address(back.get(CTA_IP_V4_SRC) or back.get(CTA_IP_V6_SRC, b"")),
         name,
     )
 
@@ -70,7 +73,7 @@ def delete_flow(family: int, flow: Flow) -> Message:
 
 
 def forget(netlink: Netlink, ports: Iterable[tuple[int, int]], chosen: Callable[[Flow], bool]) -> int:
-    """Forget those UDP flows to the ports (family, port) that are chosen; how many there were. Raises NetlinkError."""
+    """Forget those UDP flows to the ports (family, port) that are chosen; how many there were. Raises NetlinkError, ValueError."""
     count = 0
     for family, port in ports:
         for flow in map(read_flow, netlink.ask(list_flows(family, port))):

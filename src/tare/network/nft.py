@@ -33,7 +33,7 @@ MARK = struct.Struct("=I")
 NFPROTO_INET = 1
 NFNL_SUBSYS_NFTABLES = 10
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
-NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE = 0, 2, 3, 6
+NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE = 0, 1, 2, 3, 6
 NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM = 9, 12, 14
 
 NFTA_TABLE_NAME = 1
@@ -198,6 +198,11 @@ def transaction(*changes: Message) -> list[Message]:
 def new_table(name: str) -> Message:
     """Make the table if it is not there."""
     return message(f"make nftables table {name}", NFT_MSG_NEWTABLE, NLM_F_CREATE, text(NFTA_TABLE_NAME, name))
+
+
+def get_table(name: str) -> Message:
+    """Ask for the table; ENOENT if there is none."""
+    return message(f"look up nftables table {name}", NFT_MSG_GETTABLE, 0, text(NFTA_TABLE_NAME, name))
 
 
 def delete_table(name: str) -> Message:

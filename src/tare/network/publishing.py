@@ -10,6 +10,7 @@ import logging
 import socket
 import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
+from errno import ENOENT
 
 from tare.errors import TareError, describe
 from tare.network import conntrack, firewall, nft, rtnetlink, sysctl
@@ -32,12 +33,22 @@ class Publisher:
         self._bridge = bridge
         self._name = f"tare-{bridge}"
         self._subnets: tuple[Network, ...] = ()
-        self._socket: socket.socket | None = None
+        self._conversation: Netlink | None = None
 
     def set_up(self, subnets: tuple[Network, ...]) -> None:
         """Make the table whole, for pods in these subnets."""
         self._subnets = subnets
         self._replace()
+
+    def repair(self) -> None:
+        """Make the table anew where something has flushed it. Raises NetlinkError."""
+        try:
+            self._netlink.ask(nft.get_table(self._name))
+        except NetlinkError as error:
+            if error.errno != ENOENT:
+                raise
+            log.warning("nftables table %s is gone: it is made anew", self._name)
+            self._replace()
 
     def publish(
         self, ports: Iterable[Port], addresses: Sequence[Address], pod_id: str, pod_name: str
@@ -87,10 +98,11 @@ class Publisher:
     @property
     def _netlink(self) -> Netlink:
         """The conversation about the node's packet filter, for as long as this lives."""
-        if self._socket is None:
-            self._socket = nft.connect()
-            weakref.finalize(self, self._socket.close)
-        return Netlink(self._socket)
+        if self._conversation is None:
+            sock = nft.connect()
+            weakref.finalize(self, sock.close)
+            self._conversation = Netlink(sock)
+        return self._conversation
 
     def _forget(self, redirects: Iterable[Redirect], chosen: Callable[[conntrack.Flow], bool]) -> None:
         """Have the UDP flows to these ports that are chosen forgotten, by and by: the kernel walks all of a large table for it, 10 ms and more."""
@@ -118,5 +130,5 @@ def forget(ports: Iterable[tuple[int, int]], chosen: Callable[[conntrack.Flow], 
     try:
         with nft.connect() as sock:
             conntrack.forget(Netlink(sock), ports, chosen)
-    except TareError as error:
+    except (TareError, ValueError) as error:
         log.warning("%s", describe(error))

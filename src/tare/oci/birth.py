@@ -70,10 +70,11 @@ class Birth:
         Raises NotStarted.
         """
         if made.helper:
+            from tare.launch import between
+
             self.between = os.fork()
             if self.between == 0:
-                self.status.close()
-                child.between(self, made, gate, cgroup)
+                child.in_between(self, gate, made, cgroup, between.main)
         else:
             try:
                 self.pid, self.pidfd = linux.clone3(made.clone_flags, cgroup)
@@ -81,16 +82,16 @@ class Birth:
                 number = error.errno or 0
                 raise NotStarted(doing, step=made.plan["making"], cause=os.strerror(number), errno=number) from error
             if self.pid == 0:
-                self.status.close()
-                child.main(self, made.plan, gate)
+                child.main(self, gate, made.plan)
         self.theirs.close()
 
     def execute(self, work: Plan, target: int) -> None:
         """Make a further process in the container of the process that a pidfd is of."""
+        from tare.launch import exec
+
         self.between = os.fork()
         if self.between == 0:
-            self.status.close()
-            child.execution(self, work, target)
+            child.execution(self, work, target, exec.main)
         self.theirs.close()
 
     def until_ready(self, doing: str, place: Callable[[int], None] | None = None) -> None:

@@ -19,14 +19,13 @@ import _socket
 import os
 import stat
 
-from tare.launch import between as maker
-from tare.launch import exec, init, linux, packets, plan, steps, wire
+from tare.launch import init, linux, packets, plan, steps, wire
 from tare.launch.machine import Machine
 from tare.oci import stock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from tare.handlers.plans import Compiled
     from tare.launch.plan import Plan
@@ -35,36 +34,41 @@ if TYPE_CHECKING:
 ENOENT, EACCES, ENOTDIR, EINVAL = 2, 13, 20, 22
 
 
-def main(birth: Birth, work: Plan, gate: _socket.socket | None) -> None:
+def main(birth: Birth, gate: _socket.socket | None, work: Plan) -> None:
     """The whole way from a fresh child to execve; does not return."""
+    live(birth, work, gate, -1, lambda: init.run(Machine(birth.theirs), birth.outcome, work))
+
+
+def in_between(
+    birth: Birth, gate: _socket.socket | None, made: Compiled, cgroup: int, maker: Callable[..., None]
+) -> None:
+    """The process in between that makes such a child (`between.main`); does not return."""
+    flags = made.clone_flags
+    live(
+        birth, made.plan, gate, cgroup, lambda: maker(birth.theirs, birth.outcome, plan.seal(made.plan), flags, cgroup)
+    )
+
+
+def execution(birth: Birth, work: Plan, target: int, maker: Callable[..., None]) -> None:
+    """The process in between that makes a further process in a container (`exec.main`); does not return."""
+    live(birth, work, None, target, lambda: maker(birth.theirs, birth.outcome, plan.seal(work), target, []))
+
+
+def live(birth: Birth, work: Plan, gate: _socket.socket | None, fd: int, function: Callable[[], None]) -> None:
+    """Be such a process, whatever happens never one that goes on as the command."""
     try:
-        prepare(birth, work, gate)
-        init.run(Machine(birth.theirs), birth.outcome, work)
+        birth.status.close()
+        prepare(birth, work, gate, fd)
+        function()
     except OSError as error:
         steps.fail(birth.theirs, "setup", error)
-    except BaseException:  # noqa: BLE001 - whatever it is, it ends this child and is told to the command
+    except BaseException:  # noqa: BLE001 - whatever it is, it ends this process and is told to the command
         steps.fail_with(birth.theirs, "setup")
+    finally:
+        os._exit(1)
 
 
-def between(birth: Birth, made: Compiled, gate: _socket.socket | None, cgroup: int) -> None:
-    """The process in between that makes such a child; does not return."""
-    try:
-        prepare(birth, made.plan, gate, cgroup)
-        maker.main(birth.theirs, birth.outcome, plan.seal(made.plan), made.clone_flags, cgroup)
-    except OSError as error:
-        steps.fail(birth.theirs, "setup", error)
-
-
-def execution(birth: Birth, work: Plan, target: int) -> None:
-    """The process in between that makes a further process in a container; does not return."""
-    try:
-        prepare(birth, work, None, target)
-        exec.main(birth.theirs, birth.outcome, plan.seal(work), target, [])
-    except OSError as error:
-        steps.fail(birth.theirs, "setup", error)
-
-
-def prepare(birth: Birth, work: Plan, gate: _socket.socket | None, fd: int = -1) -> None:
+def prepare(birth: Birth, work: Plan, gate: _socket.socket | None, fd: int) -> None:
     """Of the command's, only what the process needs: its descriptors, with one more, and the steps that only this command knows."""
     stock.leave()
     needed = [birth.theirs.fileno(), birth.outcome_fd, fd, gate.fileno() if gate else -1]

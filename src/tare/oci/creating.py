@@ -93,9 +93,10 @@ def create(request: Request, birth: Birth, *, held: bool) -> Made:
         seccomp = filters.of(spec, request.root)
         path, unit = group_of(spec, request)
         share = shares.of(spec, request.id)
-        compiled(
-            spec, rootfs, request, None, seccomp, held=held
-        )  # what cannot be done is refused before anything is made
+        joins = share.joins if share else ()
+        expected = None if unit else groups.expected(path)
+        # What cannot be done is refused before anything is made.
+        made = compiled(spec, rootfs, request, expected, seccomp, joins, held=held)
         facts = first_facts(request, spec, rootfs, path, unit)
         container = state.claim(request.root, request.id, facts)
         undo.add("remove the state directory", container.forget)
@@ -103,11 +104,11 @@ def create(request: Request, birth: Birth, *, held: bool) -> Made:
         if share is not None:
             shares.apply(share)
             undo.add("remove the class of service", lambda: shares.remove(share))
-        group = None
-        if not unit:
+        if expected is not None:
             group = groups.make(spec, path)
             undo.add(f"remove cgroup {path}", lambda: end_group(path))
-        made = compiled(spec, rootfs, request, group, seccomp, share.joins if share else (), held=held)
+            if group.join != expected.join:
+                made = compiled(spec, rootfs, request, group, seccomp, joins, held=held)
         born(request, container, birth, made, undo, spec, held)
     except BaseException:
         undo.all()
@@ -181,7 +182,7 @@ def compiled(
     *,
     held: bool,
 ) -> Compiled:
-    """The plan. Without a group it is for looking at alone, or the process is placed at its barrier. `more` are other files to join by."""
+    """The plan. Without a group the process is placed at its barrier. `more` are other files to join by."""
     hierarchies, unified = groups.hierarchies()
     place = Place(
         streams=None,

@@ -64,6 +64,11 @@ def resources_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return resources
 
 
+def expected(path: str) -> Cgroup:
+    """The container's group as it is going to be, unless the group above it is missing in some tree."""
+    return tree().expected(path)
+
+
 def make(config: Mapping[str, Any], path: str) -> Cgroup:
     """The container's group with its limits. Raises as `Groups.create`, and FailedPrecondition where somebody is in it."""
     groups = tree()

@@ -223,6 +223,8 @@ class Attendance:
     def __init__(self, birth: Birth) -> None:
         self.birth = birth
         self.relay: terminals.Relay | None = None
+        if birth.terminal >= 0:
+            terminals.take_size(birth.terminal)
         for number in FORWARDED:
             _signal.signal(number, self.forward)
 

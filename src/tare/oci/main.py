@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 
@@ -24,7 +23,6 @@ SPECIFICATION = "1.2.0"
 
 def main(boot: list[str]) -> NoReturn:
     """Run `sys.argv[1:]` and end this process. `boot` is what starts this interpreter like this again, before the arguments."""
-    gc.disable()  # a process this short has no garbage worth a look
     code = FAILED
     try:
         code = run(sys.argv[1:], boot)

@@ -36,6 +36,15 @@ def send(path: str, master: int) -> None:
         os.close(master)
 
 
+def take_size(master: int) -> None:
+    """Give it the size of this command's terminal, if that is one: before there is a program that may ask."""
+    import fcntl
+    import termios
+
+    if os.isatty(0):
+        fcntl.ioctl(master, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, b"\0" * 8))
+
+
 class Relay:
     """Bytes between this command's standard streams and a terminal's master, while the program runs.
 

@@ -6,7 +6,8 @@
 
 A slow client holds its command back, by full pipes; nothing is kept but what is under way. A command that ends leaves its background
 children alone: what they still write is read until it is silent for a moment. A client that vanishes leaves a command without a terminal at
-its end of input, and what it says is dropped; one with a terminal hangs up, and what has not ended after a grace is killed. A container is never harmed by who attaches.
+its end of input, and what that says is dropped; one with a terminal hangs up, and what has not ended after a grace is killed. A container is
+never harmed by who attaches.
 """
 
 from __future__ import annotations

@@ -16,7 +16,9 @@ from typing import Any
 
 from tare.errors import TareError, describe
 from tare.streaming import channels
-from tare.streaming.peers import CHUNK, PROTOCOL_ERROR, Inbox, SpdyPeer, SpdyStream, WebSocketPeer, bounded, end
+from tare.streaming.carriers import CHUNK, bounded
+from tare.streaming.inbox import Inbox
+from tare.streaming.peers import PROTOCOL_ERROR, SpdyPeer, SpdyStream, WebSocketPeer, end
 
 Dial = Callable[[int], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 """A connection to a port in the pod. Raises TareError where there is none."""

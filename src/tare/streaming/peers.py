@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import select
-from collections import deque
-from collections.abc import Callable, Collection, Coroutine
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Collection
+from typing import Any
 
 from wsproto.connection import Connection as WebSocket
 from wsproto.connection import ConnectionState, ConnectionType
@@ -27,158 +25,14 @@ from wsproto.events import (
 from wsproto.utilities import RemoteProtocolError
 
 from tare.streaming import spdy
+from tare.streaming.carriers import Carrier, bounded
+from tare.streaming.inbox import Inbox
 
 log = logging.getLogger(__name__)
 
-CHUNK = 256 << 10
-HIGH = 1 << 20  # bytes in an inbox from which on nothing more is read
-MANY = 4096  # pieces, likewise: small ones take more room than their bytes
 MAX_MESSAGE = 4 << 20  # bytes of one WebSocket message
-CLOSE_SECONDS = 5.0
 LOOK = 1.0  # seconds between two looks for a client that is not read from
 NORMAL, PROTOCOL_ERROR, TOO_BIG = 1000, 1002, 1009
-
-
-Piece = TypeVar("Piece", bytes, bytes | str)
-
-
-class Inbox(Generic[Piece]):
-    """Pieces that have come and are not yet taken, and how many bytes they are."""
-
-    def __init__(self, taken: Callable[[int], None] | None = None) -> None:
-        self._taken = taken
-        self._pieces: deque[Piece] = deque()
-        self._size = 0
-        self._ended = False
-        self._news = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
-
-    def put(self, piece: Piece) -> None:
-        """One more."""
-        if self._ended:
-            return
-        self._pieces.append(piece)
-        self._size += len(piece)
-        self._news.set()
-        if self._size >= HIGH or len(self._pieces) >= MANY:
-            self._room.clear()
-
-    def end(self) -> None:
-        """There will be no more; what is here can still be taken."""
-        self._ended = True
-        self._news.set()
-
-    def discard(self) -> None:
-        """Nobody will take what is here or comes."""
-        self._pieces.clear()
-        self._size = 0
-        self._ended = True
-        self._news.set()
-        self._room.set()
-
-    def full(self) -> bool:
-        """Whether there is no place for more."""
-        return not self._room.is_set()
-
-    async def room(self) -> None:
-        """Until there is place for more."""
-        await self._room.wait()
-
-    async def get(self) -> Piece | None:
-        """What came next; None at the end."""
-        while not self._pieces:
-            if self._ended:
-                return None
-            self._news.clear()
-            await self._news.wait()
-        piece = self._pieces.popleft()
-        self._size -= len(piece)
-        if self._size < HIGH and len(self._pieces) < MANY:
-            self._room.set()
-        if self._taken is not None:
-            self._taken(len(piece))
-        return piece
-
-    def more(self: Inbox[bytes], first: bytes) -> bytes:
-        """Bytes with those that came right behind them: fewer turns for a stream of small frames."""
-        if not self._pieces:
-            return first
-        rest = self._size
-        whole = b"".join((first, *self._pieces))
-        self._pieces.clear()
-        self._size = 0
-        self._room.set()
-        if self._taken is not None:
-            self._taken(rest)
-        return whole
-
-
-class Carrier(Protocol):
-    """What a peer's bytes travel on."""
-
-    async def read(self) -> bytes:
-        """What came next; b"" at the end."""
-
-    def write(self, data: bytes) -> None:
-        """Send, sooner or later."""
-
-    async def drain(self) -> None:
-        """Until there is room for more. Raises OSError where it is broken."""
-
-    def has_left(self) -> bool:
-        """Whether the client has closed its end, whatever of it is not read yet."""
-
-    async def close(self, ended: asyncio.Event) -> None:
-        """Hang up, and give the client a while to do so first, which sets `ended`."""
-
-
-class Stream:
-    """A connection of the stream kind."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bytes = b"") -> None:
-        self._reader, self._writer, self._first = reader, writer, first
-
-    async def read(self) -> bytes:
-        """See Carrier."""
-        if self._first:
-            first, self._first = self._first, b""
-            return first
-        return await self._reader.read(CHUNK)
-
-    def write(self, data: bytes) -> None:
-        """See Carrier."""
-        if not self._writer.is_closing():
-            self._writer.write(data)
-
-    async def drain(self) -> None:
-        """See Carrier."""
-        await self._writer.drain()
-
-    def has_left(self) -> bool:
-        """See Carrier."""
-        connection = self._writer.get_extra_info("socket")
-        if connection is None or connection.fileno() < 0:
-            return True
-        look = select.poll()
-        look.register(connection.fileno(), select.POLLRDHUP)
-        return bool(look.poll(0))
-
-    async def close(self, ended: asyncio.Event) -> None:
-        """See Carrier. The sending half goes first: closed whole with something unread, TCP would throw away what was sent.
-
-        TLS has no halves, but a last word of its own, for whose answer `close` waits.
-        """
-        if self._writer.can_write_eof():
-            with contextlib.suppress(OSError):
-                self._writer.write_eof()
-            await bounded(ended.wait())
-        self._writer.close()
-        try:
-            with contextlib.suppress(OSError):
-                await bounded(self._writer.wait_closed())
-        finally:
-            self._writer.transport.abort()
 
 
 class Peer:
@@ -266,12 +120,6 @@ class Peer:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-
-
-async def bounded(work: Coroutine[Any, Any, object]) -> None:
-    """Wait for it, but not for ever."""
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(work, CLOSE_SECONDS)
 
 
 async def end(tasks: Collection[asyncio.Task[Any]]) -> None:

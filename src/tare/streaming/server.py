@@ -3,6 +3,7 @@
     POST or GET /exec/TICKET, /attach/TICKET, /portforward/TICKET
       Upgrade: SPDY/3.1    X-Stream-Protocol-Version: v4.channel.k8s.io, …    ─► 101, `SpdySession` or `Forward`
       Upgrade: websocket   Sec-WebSocket-Protocol: v5.channel.k8s.io, …       ─► 101, `WebSocketSession` or `SocketForward`
+                           (its ports: those of CRI's request, or else ?port=80&port=443)
 
 A ticket names a request that CRI granted (`tokens`). What a ticket's holder gets is the backend's: it runs the command, joins the container,
 dials the port. h11 reads requests, wsproto makes WebSockets; a request's head is bounded in size and time.
@@ -15,8 +16,9 @@ import contextlib
 import logging
 import socket
 import ssl
+import urllib.parse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,7 +27,8 @@ from wsproto.utilities import generate_accept_token
 
 from tare.errors import FailedPrecondition, TareError, describe
 from tare.streaming import channels, forward, remote
-from tare.streaming.peers import SpdyPeer, Stream, Tunnel, WebSocketPeer
+from tare.streaming.carriers import Stream
+from tare.streaming.peers import SpdyPeer, Tunnel, WebSocketPeer
 from tare.streaming.remote import Outcome, Wanted
 from tare.streaming.sessions import BadClient, Session, SpdySession, WebSocketSession
 from tare.streaming.tokens import Tickets
@@ -166,7 +169,8 @@ class Server:
     async def _answer(
         self, http: h11.Connection, head: h11.Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        kind, _, ticket = head.target.decode("ascii", "replace").partition("?")[0].strip("/").partition("/")
+        path, _, query = head.target.decode("ascii", "replace").partition("?")
+        kind, _, ticket = path.strip("/").partition("/")
         if kind not in (EXEC, ATTACH, FORWARD):
             raise Refused(404, "no such path")
         if head.method not in (b"GET", b"POST"):
@@ -179,9 +183,14 @@ class Server:
             raise Refused(400, f"there is no upgrade to {upgrade[0]!r}")
         protocol = self._protocol(kind, head, spdy=spdy)
         headers = answer(head, protocol, spdy=spdy)
+        ports = ports_of(query) if kind == FORWARD and protocol in (channels.V4, channels.V4_BASE64) else None
         request = self._tickets.redeem(kind, ticket)
         if request is None:
             raise Refused(404, "this URL was used already, is too old, or was never handed out")
+        if ports is not None and not request.ports:
+            request = replace(request, ports=ports)
+            if not ports:
+                raise Refused(400, "no port was named: CRI's request did not, and there is no port= here")
         writer.write(http.send(h11.InformationalResponse(status_code=101, headers=headers)) or b"")
         await writer.drain()
         carrier = Stream(reader, writer, http.trailing_data[0])
@@ -282,6 +291,14 @@ async def refuse(
 def values(head: h11.Request, name: bytes) -> list[str]:
     """A header's values."""
     return [value.decode("latin-1").strip() for key, value in head.headers if key == name]
+
+
+def ports_of(query: str) -> tuple[int, ...]:
+    """The ports that a URL names. Raises Refused."""
+    try:
+        return tuple(forward.port_of(text) for name, text in urllib.parse.parse_qsl(query) if name == "port")
+    except forward.BadPort as error:
+        raise Refused(400, str(error)) from error
 
 
 def words(given: Sequence[str]) -> list[str]:

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 INTERFACE = "eth0"
 DELETE_SECONDS = 45.0  # for a pod that is stopped to wait; what takes longer goes on in the background
 FIRST_PAUSE, LAST_PAUSE = 1.0, 60.0  # seconds between tries, doubled each time
+LOOK_SECONDS = 10.0  # for a plugin to say how it is: whoever asks asks for the rest of the node too
 STATUS_SECONDS = 5.0  # what plugins said of their status holds so long
 NOTHING = "cni plugin not initialized"  # the words that operators of other runtimes look for
 
@@ -120,10 +121,11 @@ class CniNetwork:
     async def look(self) -> None:
         """See anew whether pods can be attached: the configuration, its plugins, and what they say of themselves."""
         try:
-            network = await self._network()
-            if time.monotonic() - self._status_at > STATUS_SECONDS:
-                await self._chain.status(network)
-                self._status_at = time.monotonic()
+            async with bounded("see whether pods can be attached", LOOK_SECONDS):
+                network = await self._network()
+                if time.monotonic() - self._status_at > STATUS_SECONDS:
+                    await self._chain.status(network)
+                    self._status_at = time.monotonic()
         except TareError as error:
             self._status_at = float("-inf")
             self._trouble = str(error)
@@ -226,7 +228,7 @@ class CniNetwork:
         netns = held.netns if await asyncio.to_thread(cache.lives, held.netns) else ""
         self._busy.add(pod_id)
         try:
-            async with bounded(f"detach pod {pod_id}"):
+            async with bounded(f"detach pod {pod_id}", DELETE_SECONDS):
                 await self._chain.delete(held.list, held.attachment(pod_id, netns))
             with cache_errors(f"forget the result of attaching pod {pod_id}"):
                 await asyncio.to_thread(self._cache.remove, held.network, pod_id, INTERFACE)
@@ -251,8 +253,14 @@ class CniNetwork:
             self._wake.clear()
             due = {pod_id: held for pod_id, held in self._held.items() if held.due and pod_id not in self._busy}
             for pod_id, held in due.items():
-                if self._retry_at.get(pod_id, 0.0) <= time.monotonic() and await self._delete(pod_id, held):
-                    log.info("pod %s, which is gone, is detached from network %s now", pod_id, held.network)
+                if self._retry_at.get(pod_id, 0.0) > time.monotonic():
+                    continue
+                try:
+                    if await self._delete(pod_id, held):
+                        log.info("pod %s, which is gone, is detached from network %s now", pod_id, held.network)
+                except Exception as error:  # noqa: BLE001 - a full disk, for one, must not end the tries
+                    self._retry_at[pod_id] = time.monotonic() + LAST_PAUSE
+                    log.warning("detach pod %s: %s", pod_id, describe(error))
             times = [self._retry_at[pod_id] for pod_id in due if pod_id in self._retry_at]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, min(times) - time.monotonic()) if times else None):
@@ -332,13 +340,13 @@ def cache_errors(doing: str) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def bounded(doing: str) -> AsyncIterator[None]:
-    """Raise DeadlineExceeded where a chain takes too long."""
-    bound = asyncio.timeout(DELETE_SECONDS)
+async def bounded(doing: str, seconds: float) -> AsyncIterator[None]:
+    """Raise DeadlineExceeded where plugins take too long."""
+    bound = asyncio.timeout(seconds)
     try:
         async with bound:
             yield
     except TimeoutError:
         if not bound.expired():
             raise
-        raise DeadlineExceeded(doing, cause=f"its plugins came to no end within {DELETE_SECONDS:g} s") from None
+        raise DeadlineExceeded(doing, cause=f"the plugins came to no end within {seconds:g} s") from None
