@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from scripts.vm import policy, selection
 from scripts.vm.kernel import KernelUnavailable, cache, prepare
-from scripts.vm.machine import REPOSITORY, Guest, GuestFailed, GuestTimedOut, run
+from scripts.vm.machine import REPOSITORY, Guest, GuestFailed, GuestTimedOut, check_place, run
 from scripts.vm.policy import PolicyUnavailable
 
 TIMED_OUT, FAILED = 124, 125
@@ -58,7 +58,9 @@ def main() -> int:
 
 
 def boot(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    """A guest from beginning to end: the exit code of what ran in it. Raises KernelUnavailable, GuestFailed."""
+    """A guest from beginning to end: the exit code of what ran in it. Raises GuestImpossible, KernelUnavailable, GuestFailed."""
+    check_place("the project's directory", REPOSITORY)
+    check_place("the cache (XDG_CACHE_HOME, or .cache in HOME)", cache())
     kernel = prepare(cache())
     command = ["/bin/sh", "-c", options.command]
     if not options.command:

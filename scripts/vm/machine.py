@@ -10,6 +10,7 @@ What the guest does is in `init.sh` and `run.sh`; where its kernel comes from, i
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import socket
@@ -37,6 +38,7 @@ NICENESS = 10
 END_SECONDS = 10
 LAST_LINES = 40
 JOB = "job-"
+UNUSABLE = re.compile(r"[\s,%$'\"\\]")
 GENERATED = frozenset({"build", "dist"})
 
 
@@ -50,6 +52,10 @@ CONFINEMENTS = {
 
 class GuestFailed(Exception):
     """The guest did not tell how its command ended. Says why, and what its console showed last."""
+
+
+class GuestImpossible(GuestFailed):
+    """A directory's name cannot be handed to the guest."""
 
 
 class GuestTimedOut(GuestFailed):
@@ -70,6 +76,16 @@ class Guest:
     confinement: str = ""
     policy: Path | None = None
     append: str = ""
+
+
+def check_place(what: str, path: Path) -> None:
+    """Raise GuestImpossible for a directory that QEMU's options, the kernel's command line or the guest's mounts have no way to name."""
+    if UNUSABLE.search(str(path)):
+        raise GuestImpossible(
+            f"{what} is {path}: white space, commas, quotes, '%', '$' and '\\' in it do not get to the guest"
+        )
+    if path.is_relative_to("/mnt"):
+        raise GuestImpossible(f"{what} is {path}: the guest has something else on /mnt")
 
 
 def arguments(guest: Guest, job: Path, share: int, output: int) -> list[str]:

@@ -210,6 +210,7 @@ async def maintain(daemon: Daemon) -> None:
             for path in (daemon.state.path, daemon.boot.path):
                 if log_size(path) > WAL_SIZE:
                     await asyncio.to_thread(checkpoint, path)
+            daemon.network.status()  # makes anew what something has flushed
             await daemon.runtime.sweep()
             await daemon.images.make_room()
             if number % COLLECT_ROUNDS == 0:

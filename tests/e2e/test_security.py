@@ -364,23 +364,24 @@ def test_seccomp_profiles_that_are_refused(node: Node, tmp_path: Path) -> None:
     refused(node, "INVALID_ARGUMENT", absent, security)
 
 
-@pytest.mark.skipif(Path("/sys/module/apparmor").exists(), reason="this kernel has AppArmor")
-def test_apparmor_where_there_is_none(node: Node) -> None:
-    for security in (
-        Security(apparmor=Profile(profile_type=Profile.RuntimeDefault)),
-        Security(apparmor=Profile(profile_type=Profile.Unconfined)),
-        Security(apparmor_profile="runtime/default"),
-        Security(apparmor_profile="unconfined"),
-    ):
-        assert told(node, "echo fine", security) == ["fine"]
-    for security in (
-        Security(apparmor=Profile(profile_type=Profile.Localhost, localhost_ref="mine")),
-        Security(apparmor_profile="localhost/mine"),
-    ):
-        refused(node, "FAILED_PRECONDITION", "this node's kernel does not have AppArmor", security)
-    config = node.pod_config("pod")
-    config.linux.security_context.apparmor.CopyFrom(Profile(profile_type=Profile.Localhost, localhost_ref="mine"))
-    node.refused("FAILED_PRECONDITION", "this node's kernel does not have AppArmor", node.run_pod, config)
+if not Path("/sys/module/apparmor").exists():
+
+    def test_apparmor_where_there_is_none(node: Node) -> None:
+        for security in (
+            Security(apparmor=Profile(profile_type=Profile.RuntimeDefault)),
+            Security(apparmor=Profile(profile_type=Profile.Unconfined)),
+            Security(apparmor_profile="runtime/default"),
+            Security(apparmor_profile="unconfined"),
+        ):
+            assert told(node, "echo fine", security) == ["fine"]
+        for security in (
+            Security(apparmor=Profile(profile_type=Profile.Localhost, localhost_ref="mine")),
+            Security(apparmor_profile="localhost/mine"),
+        ):
+            refused(node, "FAILED_PRECONDITION", "this node's kernel does not have AppArmor", security)
+        config = node.pod_config("pod")
+        config.linux.security_context.apparmor.CopyFrom(Profile(profile_type=Profile.Localhost, localhost_ref="mine"))
+        node.refused("FAILED_PRECONDITION", "this node's kernel does not have AppArmor", node.run_pod, config)
 
 
 @pytest.mark.skipif(Path("/sys/fs/selinux/enforce").exists(), reason="this kernel has SELinux on")

@@ -14,6 +14,7 @@ import pytest
 
 from tare.handlers.builtin import StartFailed
 from tare.launch import packets, plan, wire
+from tare.launch.launcher import Launcher
 from tests.support import leaks
 from tests.support.launch import Launch, in_launch, until
 from tests.support.trace import Trace
@@ -237,6 +238,22 @@ def test_a_plan_that_is_none(tmp_path: Path) -> None:
     in_launch(tmp_path, body)
 
 
+def test_an_answer_that_is_too_long_ends_its_connection_alone(tmp_path: Path) -> None:
+    """There is no way to send it, and nobody else is to be the worse for it."""
+    with packets.listen(str(tmp_path / "sock")) as listener:
+        server = Launcher(str(tmp_path), listener)
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with here:
+            server.connections[there.fileno()] = there
+            server.loop.watch(there.fileno(), lambda: None)
+            server.send(there, wire.OK, 1, (1, 1, bytes(wire.MAX_PACKET - 20)))
+            assert server.connections == {} and there.fileno() < 0
+            with pytest.raises(packets.Closed):
+                packets.receive(here)
+        server.loop.epoll.close()
+        packets.close_all(server.signals)
+
+
 def test_an_intermediate_process_that_is_killed_leaves_no_stray(tmp_path: Path) -> None:
     """Between making the process in its place and naming it: strace holds it there, as the kernel's OOM killer may find it."""
 
@@ -248,7 +265,7 @@ def test_an_intermediate_process_that_is_killed_leaves_no_stray(tmp_path: Path) 
             pids = [p.pid for p in leaks.processes() if p.parent == launcher and p.pid != box.process.pid]
             return sorted(pids)
 
-        hold = ("-e", "trace=clone3", "-e", "inject=clone3:delay_exit=400000")
+        hold = ("-e", "trace=clone,clone3", "-e", "inject=clone,clone3:delay_exit=400000")
         async with Trace(launcher, tmp_path / "trace", *hold):
             start = asyncio.ensure_future(launch.exec(box, ["true"]))
             await until(lambda: len(family()) == 2, "both processes")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from tare.errors import DeadlineExceeded, Unavailable
 from tare.handlers.channel import Refused
-from tare.handlers.commands import TAIL, Commands
+from tare.handlers.commands import TAIL, Commands, children
+from tare.handlers.processes import Process, Processes
+from tare.launch import linux
 from tests.support.launch import Launch, in_launch, second_daemon, status, until
 
 pytestmark = pytest.mark.root
@@ -182,11 +187,46 @@ def test_a_command_of_an_earlier_daemon_is_ended(tmp_path: Path) -> None:
         async with second_daemon(launch) as daemon:
             await daemon.commands.end_strays()
         # Its record went with what the other daemon knew of it; the kernel may remember.
-        assert (await launch.wait(process)).code in (137, 255)
+        end = await launch.wait(process)
+        assert (end.code, end.known) in ((137, True), (255, False)), end
         await gone(number_in(child))
         assert launch.handler.alive(box.process)
 
     in_launch(tmp_path, body)
+
+
+@pytest.mark.parametrize("reaped", [False, True])
+def test_who_has_the_pid_of_a_command_that_is_gone_is_spared(tmp_path: Path, reaped: bool) -> None:
+    """Also where the command's own pidfd is still held; the same with the right start time is killed, with what is below it."""
+    (tmp_path / "exits").mkdir()
+    other = subprocess.Popen(["/bin/sh", "-c", "sleep 1000 & sleep 1001 & wait"], start_new_session=True)
+    try:
+        deadline = time.monotonic() + LONG
+        while len(children(other.pid)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        below = children(other.pid)
+        known = Processes(tmp_path)
+        start = linux.start_time(other.pid)
+        gone = Process(other.pid, start - 1)
+        if reaped:
+            ended = subprocess.Popen(["/bin/true"])
+            known.adopt(gone, os.pidfd_open(ended.pid))
+            ended.wait()
+        Commands(no_plan, known, tmp_path).kill(gone)
+        assert children(other.pid) == below and len(below) == 2 and other.poll() is None
+        Commands(no_plan, known, tmp_path).kill(Process(other.pid, start))
+        assert other.wait() == -9
+        for process in (gone, Process(other.pid, start)):
+            known.forget(process)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(other.pid, signal.SIGKILL)
+        other.wait()
+
+
+async def no_plan(*_: object) -> tuple[list[bytes | int], list[int]]:
+    """Nothing is to be run."""
+    raise AssertionError("a plan is sent")
 
 
 def test_the_launcher_is_killed_in_the_middle(tmp_path: Path) -> None:

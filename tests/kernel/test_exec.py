@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import select
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.support.launch import (
     drain,
     in_launch,
     namespaces,
+    process,
     python_mounts,
     readable,
     status,
@@ -293,6 +295,32 @@ def test_cancelled_execs_are_not_left_running(tmp_path: Path) -> None:
                 launch.handler.signal(made, 9)
                 await launch.wait(made)
             await settled(launch, 1)
+        assert len(list((launch.run_directory / "tasks").iterdir())) == 1
+
+    in_launch(tmp_path, body)
+
+
+def test_a_process_whose_terminal_nobody_takes_is_ended(tmp_path: Path) -> None:
+    async def refuse(master: int) -> None:
+        await until(lambda: bool(select.select([master], [], [], 0)[0]), "its first word")
+        raise OSError(24, "Too many open files")
+
+    async def body(launch: Launch) -> None:
+        box = await launch.start(SLEEP)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        launch.descriptors.append(null)
+        with pytest.raises(OSError, match="Too many open files"):
+            await launch.handler.exec(
+                "lost",
+                box.process,
+                process(["sh", "-c", "trap '' HUP; echo; sleep 778"], terminal=True),
+                cgroup=box.cgroup,
+                stdin=null,
+                stdout=null,
+                stderr=null,
+                tty_sink=refuse,
+            )
+        await settled(launch, 1)
         assert len(list((launch.run_directory / "tasks").iterdir())) == 1
 
     in_launch(tmp_path, body)

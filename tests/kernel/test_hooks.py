@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tare.errors import DeadlineExceeded
+from tare.handlers import builtin
 from tare.handlers.builtin import Process, StartFailed
 from tare.handlers.compile import Filter
 from tare.handlers.hooks import POINTS
@@ -268,6 +270,22 @@ def test_a_timeout_ends_the_whole_group(tmp_path: Path) -> None:
             child = int((tmp_path / "child").read_text())
             await until(lambda child=child: not alive(child), "the end of the hook's child")  # type: ignore[misc]
             await launch.handler.hooked.release(f"c{launch.boxes}")
+
+    in_launch(tmp_path, body)
+
+
+@pytest.mark.parametrize("point", ["prestart", "createContainer", "startContainer"])
+def test_a_hook_has_the_time_that_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
+    """Also where that is more than a request to the launcher may take otherwise: then hooks without a time of their own are cut."""
+    monkeypatch.setattr(builtin, "SETUP_TIMEOUT", 1.0)
+
+    async def body(launch: Launch) -> None:
+        box = await launch.start(SLEEP, hooks={point: [script("sleep 2", timeout=15)]})
+        await release(launch, box)
+        with pytest.raises(DeadlineExceeded, match="has not answered for 1 s"):
+            await launch.start(SLEEP, hooks={point: [script("sleep 2")]})
+        await gone(launch)
+        await launch.handler.hooked.release("c2")
 
     in_launch(tmp_path, body)
 

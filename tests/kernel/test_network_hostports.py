@@ -7,10 +7,11 @@ The outside is a namespace at the other end of the node's uplink.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -19,8 +20,10 @@ import pytest
 from tare.config import NetworkConfig
 from tare.errors import FailedPrecondition, InvalidArgument
 from tare.network import firewall, nft
+from tare.network.addresses import Leases
 from tare.network.attach import Attachment, EmbeddedNetwork
 from tare.network.hostports import Port
+from tare.network.netlink import Message, Netlink, NetlinkError
 from tare.network.wishes import Wishes
 from tare.state.database import Database
 from tests.support.netns import TIMEOUT, Namespace, on_its_own_node, sh, udp, wire
@@ -373,6 +376,90 @@ def test_pods_reach_no_loopback_of_the_node(tmp_path: Path) -> None:
 
 
 @on_its_own_node
+def test_a_neighbour_on_the_wire_reaches_no_port_that_is_on_the_loopback_alone(tmp_path: Path) -> None:
+    """Nor one that is on every address, by that one: it would be translated before the kernel looks whether it is a martian."""
+    with node(tmp_path) as on:
+        pod = on.pod()
+        on.attach(A, pod, port(8080, 80, "udp", "127.0.0.1"), port(8081, 81, "udp"))
+        servers = {number: pod.udp("0.0.0.0", number) for number in (80, 81)}
+        with udp("127.0.0.1") as client:
+            client.sendto(b"mine", ("127.0.0.1", 8080))
+            assert servers[80].recv(100) == b"mine"
+        # The neighbour has the frame sent to the node whatever its address.
+        on.outside.sh("ip addr del 127.0.0.1/8 dev lo")
+        on.outside.sh(f"ip route add 127.0.0.0/8 via {UPLINK[4]} dev eth9 onlink")
+        on.outside.run(lambda: Path("/proc/sys/net/ipv4/conf/eth9/route_localnet").write_text("1"))
+        client = on.outside.udp(OUTSIDE[4])
+        for number in (8080, 8081):
+            client.sendto(b"theirs", ("127.0.0.1", number))
+        client.sendto(b"known", (UPLINK[4], 8081))
+        assert servers[81].recv(100) == b"known"
+        servers[80].settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            servers[80].recv(100)
+        # They do come that far: without the rule they are received.
+        found = sh(f"nft -a list chain inet tare-{BRIDGE} prerouting")
+        rule = next(line for line in found.splitlines() if "127.0.0.0/8 accept" in line)
+        sh(f"nft delete rule inet tare-{BRIDGE} prerouting handle {rule.split()[-1]}")
+        client.sendto(b"theirs", ("127.0.0.1", 8080))
+        assert servers[80].recv(100) == b"theirs"
+
+
+class Refusing:
+    """In the place of `nft.run`: what it is asked while `refuses`, the kernel refuses."""
+
+    def __init__(self) -> None:
+        self.refuses = True
+        self._run = nft.run
+
+    def __call__(self, netlink: Netlink, messages: Sequence[Message]) -> None:
+        if self.refuses:
+            raise NetlinkError(messages[-1].doing, errno.ENOBUFS)
+        self._run(netlink, messages)
+
+
+@on_its_own_node
+def test_an_address_is_not_free_while_the_kernel_may_lead_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the kernel refuses: what has not been withdrawn stays on record, and what is in doubt is made anew."""
+    with node(tmp_path) as on:
+        on.attach(A, on.pod(), port(8080))
+        with monkeypatch.context() as patch:
+            refusing = Refusing()
+            patch.setattr(nft, "run", refusing)
+            for _ in range(2):
+                with pytest.raises(NetlinkError):
+                    on.detach(A)
+                assert "8080" in sh("nft list ruleset")
+                assert A in Leases(on.database).pods()
+            with pytest.raises(NetlinkError):
+                on.attach(B, on.pod(), port(8081))
+            assert on.network.status() is not None
+            refusing.refuses = False
+            on.detach(A)
+            assert "8080" not in sh("nft list ruleset")
+            on.detach(B)
+            assert Leases(on.database).pods() == set()
+            assert on.network.status() is None
+
+
+@pytest.mark.parametrize("chain", ["guard", "hostports", "postrouting"])
+@on_its_own_node
+def test_a_chain_that_something_flushed_is_made_anew(tmp_path: Path, chain: str) -> None:
+    with node(tmp_path) as on:
+        on.attach(A, on.pod(), port(8080))
+        rules = sh("nft list ruleset")
+        sh(f"nft flush chain inet tare-{BRIDGE} {chain}")
+        assert sh("nft list ruleset") != rules
+        assert on.network.status() is None
+        assert sh("nft list ruleset") == rules
+        sh(f"nft flush chain inet tare-{BRIDGE} {chain}")
+        on.attach(B, on.pod())
+        assert sh("nft list ruleset") == rules
+
+
+@on_its_own_node
 def test_a_pod_without_ports_costs_no_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with node(tmp_path) as on:
         asked: list[object] = []
@@ -385,15 +472,15 @@ def test_a_pod_without_ports_costs_no_transaction(tmp_path: Path, monkeypatch: p
 
 @on_its_own_node
 def test_many_ports_fit_in_the_table(tmp_path: Path) -> None:
-    """More than one message holds; each of them is there."""
+    """More than one message holds, and than a socket's buffer does by default; each of them is there."""
     redirects = tuple(
         firewall.Redirect(
             protocol="udp", host=None, port=number, target=ipaddress.IPv4Address("10.99.0.2"), target_port=number
         )
-        for number in range(1, 2001)
+        for number in range(1, 8001)
     )
     subnet = ipaddress.IPv4Network("10.99.0.0/24")
     nft.apply(firewall.replace(firewall.Table("tare-many", BRIDGE, (subnet,), redirects)))
-    assert sh("nft list map inet tare-many any4").count("udp . ") == 2000
-    nft.apply(firewall.withdraw("tare-many", redirects[:1999]))
+    assert sh("nft list map inet tare-many any4").count("udp . ") == 8000
+    nft.apply(firewall.withdraw("tare-many", redirects[:7999]))
     assert sh("nft list map inet tare-many any4").count("udp . ") == 1

@@ -23,7 +23,9 @@ def seal_is_temporary() -> Iterator[None]:
     if not root and os.path.exists(state.DEFAULT_ROOT):
         shutil.rmtree(state.DEFAULT_ROOT)  # podman's calls name no other; what it holds by now is compiled filters
     if not before and os.path.exists(seals.DIRECTORY):
-        subprocess.run(["umount", f"{seals.DIRECTORY}/{seals.INTERPRETER}"], check=True)
+        for place in Path(seals.DIRECTORY).glob(f"{seals.PREFIX}*/{seals.INTERPRETER}"):
+            if seals.mounted(str(place)):
+                subprocess.run(["umount", str(place)], check=True)
         shutil.rmtree(seals.DIRECTORY)
 
 

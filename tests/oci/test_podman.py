@@ -57,6 +57,7 @@ def podman(tmp_path: Path, bundle: Bundle) -> Iterator[Podman]:
                 path.rmdir()
 
 
+@pytest.mark.timeout(300)
 def test_podman_runs_its_containers(podman: Podman) -> None:
     run = ("run", "--rm", "--network", "none")
     assert podman.call(*run, IMAGE, "echo", "hello").stdout == "hello\n"

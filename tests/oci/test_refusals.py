@@ -13,6 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tare.errors import FailedPrecondition
+from tare.oci import arguments, creating, state
+from tare.oci.birth import Birth
 from tests.oci.test_config import PLACES, RICH, WRONG, changed, kind, path
 from tests.support.oci import Bundle, Runtime, wait_for
 
@@ -118,7 +121,19 @@ def test_a_group_that_is_in_use_is_refused(tare: Runtime, bundle: Bundle) -> Non
     assert "not empty" in refused(tare, bundle, bundle.config)
 
 
-@pytest.mark.parametrize("container", ["", ".", "..", "a/b", "a b", "ä", "x" * 1025])
+def test_a_group_that_is_in_use_is_refused_before_it_is_written_down(
+    tare: Runtime, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What state.json names as the container's, `delete --force` kills."""
+    bundle.linux["cgroupsPath"] = f"/{tare.name_one()}"
+    bundle.start(tare)
+    overall, _, options = arguments.parse(["create", "--bundle", str(bundle.path), tare.name_one()])
+    monkeypatch.setattr(state, "claim", lambda *_: pytest.fail("it is claimed"))
+    with pytest.raises(FailedPrecondition, match="not empty"):
+        creating.create(creating.Request(str(tare.root), overall, options), Birth(), held=True)
+
+
+@pytest.mark.parametrize("container", ["", ".", "..", ".seccomp", "a/b", "a b", "ä", "x" * 1025])
 def test_names_that_are_none(tare: Runtime, bundle: Bundle, container: str) -> None:
     bundle.write("true")
     done = tare.call("create", "--bundle", str(bundle.path), container, check=False)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,44 @@ def test_without_the_mount_it_starts_again_from_a_clone(tare: Runtime, bundle: B
         argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
         subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=30, check=True)
     assert os.statvfs(f"/proc/{tare.state(name)['pid']}/exe").f_flag & os.ST_RDONLY
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where this interpreter's mount is going to be, in a directory of the test's own."""
+    monkeypatch.setattr(seals, "DIRECTORY", str(tmp_path / "sealed"))
+    found = Path(seals.folder_of(os.path.realpath(sys.executable))) / seals.INTERPRETER
+    yield found
+    while seals.mounted(str(found)):
+        subprocess.run(["umount", str(found)], check=True)
+
+
+def mounts(place: Path) -> list[str]:
+    """The numbers of what is mounted there."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line.split()[0] for line in lines if line.split()[4] == str(place)]
+
+
+def test_what_it_is_mounted_over_does_not_run(place: Path) -> None:
+    """An empty file that may be executed is a script that does nothing, well."""
+    place.parent.mkdir(parents=True)
+    place.touch(mode=0o755)
+    seals.keep(os.path.realpath(sys.executable))
+    assert place.samefile(sys.executable)
+    subprocess.run(["umount", str(place)], check=True)
+    assert place.stat().st_size == 0
+    done = subprocess.run(["sh", "-c", f"exec {place}"], capture_output=True, check=False)
+    assert done.returncode == 126
+
+
+def test_it_is_mounted_once_and_for_each_interpreter(place: Path) -> None:
+    real = os.path.realpath(sys.executable)
+    seals.keep(real)
+    first = mounts(place)
+    assert len(first) == 1
+    seals.keep(real)
+    assert mounts(place) == first
+    assert seals.folder_of("/bin/sh") != seals.folder_of(real)
 
 
 def test_code_is_kept_and_dropped_with_its_source(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from tare.images.errors import PullError
 from tare.images.importing import LOAD_IMAGE
 from tare.images.service import ImageService
 from tare.images.transfers import Transfers
-from tare.images.transport import Patience
+from tare.images.transport import Endpoint, Patience
 from tests.support.image_service import files_of, image_service
 from tests.support.images import OCI, Layout, make_image
 from tests.support.proxy import Fault, FaultProxy
@@ -371,6 +372,34 @@ def test_a_mount_that_is_not_allowed_becomes_an_upload(layout: Path, tmp_path: P
                 assert told == ["mounted"] * 3
 
     asyncio.run(main())
+
+
+def test_a_manifest_that_an_index_names_often_is_pushed_once(
+    registry: Registry, empty_layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = empty_layout.index([empty_layout.image([{"x": "y"}], platform={"os": "linux", "architecture": "amd64"})])
+    outer = empty_layout.index([inner] * 50)
+    empty_layout.tag("latest", outer)
+    registry.upload(empty_layout.directory, "archive/often:1")
+    puts: list[str] = []
+    request = Endpoint.request
+
+    def noting(self: Endpoint, method: str, path: str, **more: Any) -> Any:
+        if method == "PUT" and "/manifests/" in path:
+            puts.append(path)
+        return request(self, method, path, **more)
+
+    async def main() -> None:
+        async with image_service(tmp_path / "one") as service:
+            await service.pull(f"{registry.url}/archive/often:1", None)
+            digest, _ = await pushed(
+                service, f"{registry.url}/archive/often:1", f"{registry.url}/archive/to:2", whole=True
+            )
+            assert digest == outer["digest"]
+
+    monkeypatch.setattr(Endpoint, "request", noting)
+    asyncio.run(main())
+    assert len(puts) == 3
 
 
 def test_a_push_needs_its_credentials(layout: Path, tmp_path: Path) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tare.errors import InternalError, Unavailable
+from tare.errors import InternalError, Unavailable, UnknownError
 from tare.handlers.plans import Mappings
 from tare.runtime import abilities
 from tare.runtime.abilities import PROBE, Abilities
+from tare.runtime.handlers import Ability
+from tare.runtime.records import ContainerConfig, ContainerMetadata, ImageRef, Mount
 
 
 class Pinner:
@@ -89,3 +92,17 @@ def test_a_try_that_cannot_be_taken_back_is_told_and_ends_nothing(run: Path) -> 
 def test_read_only_mounts_of_trees(run: Path) -> None:
     assert abilities.recursive_read_only(run) is None
     assert "No such file" in str(abilities.recursive_read_only(run / "absent"))
+
+
+def test_recursive_read_only_by_a_handler_that_has_it() -> None:
+    mount = Mount(container_path="/m", host_path="/s", readonly=True, recursive_read_only=True)
+    config = ContainerConfig(metadata=ContainerMetadata(name="main"), image=ImageRef(image="i"), mounts=(mount,))
+    plain = replace(config, mounts=(replace(mount, recursive_read_only=False),))
+    others = [
+        Ability(name="able", recursive_read_only=True, user_namespaces=True),
+        Ability(name="not", recursive_read_only=False, user_namespaces=True),
+    ]
+    for asked, name in ((config, ""), (config, "able"), (plain, "not")):
+        abilities.check_handler(asked, name, others)
+    with pytest.raises(UnknownError, match=r"^RROUnsupported: mount /m .*handler not does not"):
+        abilities.check_handler(config, "not", others)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 
-from tare.cgroups import devices
+from tare.cgroups import bpf, core, devices
 from tare.cgroups.devices import BLOCK, CHARACTER, MKNOD, READ, WRITE, Rule
 from tare.cgroups.section import Section
-from tare.errors import InvalidArgument
+from tare.errors import FailedPrecondition, InvalidArgument
 from tests.support.bpf import run
 
 DENY_ALL = Rule(allow=False)
@@ -56,6 +59,22 @@ def test_lines_for_v1() -> None:
         ("devices.allow", "c 1:3 rw"),
         ("devices.allow", "a"),
     ]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL, errno.ENOSYS])
+def test_without_a_device_program_nothing_is_made_but_in_a_user_namespace(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(bpf, "attach", refuse)
+    monkeypatch.setattr(core, "restricted_user", lambda: False)
+    with pytest.raises(FailedPrecondition, match="restrict the devices of cgroup /x"):
+        core.guard("/x", [Rule(allow=False)])
+    assert core.guard("/x", [Rule(allow=True)]) == []
+    monkeypatch.setattr(core, "restricted_user", lambda: True)
+    assert core.guard("/x", [Rule(allow=False)]) == ["devices"]
 
 
 def test_parsing() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import pytest
 
 import tare
 from tare.cgroups.core import Groups, oom_count
+from tare.cgroups.kills import Kills
 from tare.cgroups.layout import Hierarchy, Layout
 from tare.cgroups.manager import CgroupManager
 from tare.cgroups.names import own_path, relative, resolve_parent
@@ -232,3 +235,35 @@ def test_what_is_not_applied_is_said_once_in_words(tmp_path: Path) -> None:
     words = "control groups (v2) lack hugetlb, memory.kmem.limit_in_bytes: limits on that are not applied"
     assert (groups.trouble(), groups.skipped) == (words, {"memory.kmem.limit_in_bytes": 2})
     groups.close()
+
+
+def test_a_group_that_goes_while_its_file_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path)
+    fill(tmp_path / "a")
+
+    def refuse(number: int) -> None:
+        def opened(*_: object) -> int:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "open", opened)
+
+    with manager(tmp_path) as groups:
+        file = groups.open_file("/a", "memory", "memory.events")
+        assert file is not None
+        os.close(file)
+        with monkeypatch.context():
+            refuse(errno.ENODEV)
+            assert groups.open_file("/a", "memory", "memory.events") is None
+            refuse(errno.EMFILE)
+            with pytest.raises(OSError, match="Too many open files"):
+                groups.open_file("/a", "memory", "memory.events")
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("text", ["", '{"groups": {"/a": ', "[]", '{"groups": {}}', '{"groups": 1, "above": 2}'])
+def test_counts_that_a_crash_has_cut_are_none(tmp_path: Path, text: str) -> None:
+    kept = tmp_path / "oom.json"
+    kept.write_text(text)
+    found = Kills(lambda *_: None, lambda _: 7, kept)
+    assert found.count("/a") == 7
+    found.close()

@@ -57,6 +57,17 @@ def test_it_is_at_its_gate_once(child: children.Child) -> None:
     assert not child.may_say(OTHER, wire.READY, [], [])
 
 
+def test_warnings_fit_into_an_answer(child: children.Child) -> None:
+    """One that is as long as a packet can be, and many that are empty, are nobody's; what is heard has room in an answer."""
+    longest = wire.MAX_PACKET - wire.HEADER.size - wire.FIELD.size
+    assert len(wire.encode(wire.READY, 0, [bytes(longest)])) == wire.MAX_PACKET
+    assert not child.may_say(OTHER, wire.READY, [bytes(longest)], [])
+    assert not child.may_say(OTHER, wire.READY, [b""] * (longest // wire.FIELD.size), [])
+    most = [bytes(wire.MAX_PACKET // 2 - wire.FIELD.size)]
+    assert child.may_say(OTHER, wire.READY, most, [])
+    assert wire.encode(wire.OK, 1, [1, 1, *most])
+
+
 def test_only_a_container_waits_to_be_placed_and_once(child: children.Child) -> None:
     assert not child.may_say(OTHER, wire.BARRIER, [], [])
     child.kind = wire.CREATE

@@ -152,12 +152,29 @@ def test_addresses_of_the_pod() -> None:
         ('{"ips": [{"address": "10.0.0.1/8", "interface": true}], "interfaces": [{"name": "a"}]}', "interface True"),
         ('{"interfaces": [{}]}', "without a name"),
         ('{"interfaces": [{"name": "a", "mac": 3}]}', "mac is not a string"),
+        ('{"interfaces": [{"name": null}]}', "without a name"),
+        ('{"ips": [null]}', "ips is not a list of objects"),
     ],
 )
 def test_a_result_that_is_none(output: str, words: str) -> None:
     with pytest.raises(result.NoResult) as caught:
         result.parse(output, "1.0.0")
     assert words in str(caught.value)
+
+
+def test_what_is_null_in_a_result_is_absent() -> None:
+    interface = '{"name": "eth0", "mac": null, "sandbox": null}'
+    output = f'{{"dns": null, "interfaces": [{interface}], "ips": [{{"address": "10.0.0.1/8", "gateway": null}}]}}'
+    assert result.parse(output, "1.1.0") == {
+        "cniVersion": "1.1.0",
+        "interfaces": [{"name": "eth0"}],
+        "ips": [{"address": "10.0.0.1/8"}],
+    }
+
+
+def test_a_plugins_error_is_shown_in_part_and_in_one_line() -> None:
+    refused = result.refusal(json.dumps({"msg": "x" * 100_000, "details": "two\nlines"}))
+    assert refused == (0, "x" * result.QUOTED + "…; 'two\\nlines'")
 
 
 def test_a_plugins_error() -> None:

@@ -16,7 +16,7 @@ from tare.handlers.commands import Ended
 from tare.network.cni import config
 from tare.network.cni.cache import Attachment
 from tare.network.cni.chain import Chain
-from tare.network.cni.driver import CniNetwork
+from tare.network.cni.driver import CniNetwork, Held
 from tare.network.cni.plugins import Plugins
 from tare.state.database import Database
 
@@ -147,3 +147,28 @@ def test_collection_at_start_can_be_switched_off(programs: Path, tmp_path: Path,
     database.close()
     assert recorder.order("GC") == ["one", "two"] * wanted
     assert recorder.order("STATUS") == ["one", "two"]
+
+
+def test_a_deletion_before_recovery_is_left_to_the_background(programs: Path, tmp_path: Path) -> None:
+    """A daemon that starts finishes what was under way, and must not wait for a plugin with each pod."""
+    settings = NetworkConfig(mode="cni", conf_dir=str(tmp_path), cache_dir=str(tmp_path), bin_dirs=(str(programs),))
+    recorder, database = Recorder(), Database(tmp_path / "state.db")
+    held = Held(network="pods", netns="/n", config=two("1.1.0"), args=(), capabilities={})
+
+    async def start() -> None:
+        network = CniNetwork(database, settings, recorder, active=False)
+        database.table("cni_attachments", Held).put("a", held)
+        await network.detach("a")
+        assert (recorder.calls, network.describe()["deletionsDue"]) == ([], {"a": "left by an earlier daemon"})
+        await network.recover(set())
+        async with asyncio.timeout(10):
+            while network.describe()["deletionsDue"]:
+                await asyncio.sleep(0.01)
+        assert recorder.order("DEL") == ["two", "one"]
+        database.table("cni_attachments", Held).put("b", held)
+        await asyncio.gather(network.detach("b"), network.detach("b"))
+        assert recorder.order("DEL") == ["two", "one"] * 2
+        await network.close()
+
+    asyncio.run(start())
+    database.close()

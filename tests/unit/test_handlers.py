@@ -141,12 +141,18 @@ def test_bytes_that_are_no_text_go_out_as_they_came() -> None:
 def test_what_a_runtime_would_get_wrong() -> None:
     mapped = {"destination": "/m", "uidMappings": [{}]}
     user = {"namespaces": [{"type": "user"}]}
-    oci_bundle.check(spec(), "x", idmap=False, user_namespaces=False)
-    oci_bundle.check(spec(mounts=[mapped], linux=user), "x", idmap=True, user_namespaces=True)
+    read_only = {"destination": "/r", "type": "bind", "source": "/s", "options": ["rbind", "ro", "rro"]}
+    nothing = {"idmap": False, "user_namespaces": False, "recursive_read_only": False}
+    oci_bundle.check(spec(), "x", **nothing)
+    everything = dict.fromkeys(nothing, True)
+    oci_bundle.check(spec(mounts=[mapped, read_only], linux=user), "x", **everything)
     with pytest.raises(InvalidArgument, match="handler x: it does not support mounts"):
-        oci_bundle.check(spec(mounts=[mapped]), "x", idmap=False, user_namespaces=True)
+        oci_bundle.check(spec(mounts=[mapped]), "x", **everything | {"idmap": False})
     with pytest.raises(InvalidArgument, match="handler x: it does not support user"):
-        oci_bundle.check(spec(linux=user), "x", idmap=True, user_namespaces=False)
+        oci_bundle.check(spec(linux=user), "x", **everything | {"user_namespaces": False})
+    with pytest.raises(InvalidArgument) as refused:
+        oci_bundle.check(spec(mounts=[read_only]), "x", **everything | {"recursive_read_only": False})
+    assert str(refused.value).startswith("RROUnsupported: ") and "/r" in str(refused.value)
 
 
 @pytest.mark.parametrize(

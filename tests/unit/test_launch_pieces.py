@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -33,6 +34,22 @@ def test_a_plan_comes_back_as_it_was_and_cannot_be_changed() -> None:
                 change()
     finally:
         os.close(fd)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, file = os.write, tmp_path / "file"
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, bytes(data[:3])))
+    linux.replace_file(str(file), b"0123456789")
+    assert file.read_bytes() == b"0123456789"
+
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="no space"):
+        linux.replace_file(str(file), b"other")
+    assert file.read_bytes() == b"0123456789"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_plan_that_is_too_large() -> None:

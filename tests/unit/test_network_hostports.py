@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import os
+import socket
+from typing import NoReturn
 
 import pytest
 
 from tare.errors import InvalidArgument
-from tare.network.hostports import Port, check, clash, redirects
-from tare.network.rtnetlink import Address
+from tare.network import attach, nft, publishing
+from tare.network.hostports import MOST_PORTS, Port, check, clash, redirects
+from tare.network.rtnetlink import Address, Link
 
 BOTH: list[Address] = [ipaddress.IPv4Address("10.85.0.2"), ipaddress.IPv6Address("fd00::2")]
 
@@ -53,6 +58,28 @@ def test_a_port_leads_to_the_pods_address_of_the_same_family(host_ip: str, found
     got = redirects(port(host_ip), BOTH)
     assert [(item.host, item.target) for item in got] == found
     assert {(item.protocol, item.port, item.target_port) for item in got} == {("tcp", 80, 8080)}
+
+
+def test_a_pod_has_a_bound_of_ports() -> None:
+    wanted = [port("192.0.2.1", number) for number in range(1, MOST_PORTS + 1)]
+    assert check([*wanted, *wanted]) == wanted
+    with pytest.raises(InvalidArgument, match=r"host port 1/udp: a pod may have 1000 host ports"):
+        check([*wanted, port("", 1, "udp")])
+
+
+def test_what_is_done_by_and_by_says_that_descriptors_ran_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody waits for these threads, so nobody else would."""
+
+    def exhausted() -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(nft, "connect", exhausted)
+    monkeypatch.setattr(attach, "node", exhausted)
+    publishing.forget([(socket.AF_INET, 80)], lambda flow: True)
+    attach.remove_link(Link(index=1, name="tare0", kind="", master=0, mtu=1500, address="", alias="", up=True))
+    assert [record.message for record in caplog.records] == ["Too many open files"] * 2
 
 
 def test_an_address_of_a_family_that_pods_have_not_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tare.runtime import groups, podfiles, sysctls
 from tare.runtime.bounds import deadline, kernel_errors, twice
 from tare.runtime.creating import is_refused
 from tare.runtime.exec import Capture
-from tare.runtime.exits import ended, lost, reason_of
+from tare.runtime.exits import Watchers, ended, lost, reason_of
 from tare.runtime.pods import hostname_of, kinds_of
 from tare.runtime.records import (
     ContainerConfig,
@@ -29,6 +30,7 @@ from tare.runtime.records import (
     PodConfig,
     PodMetadata,
     PodSecurity,
+    ProcessFact,
 )
 from tare.runtime.trees import Member, parse_stat, tree
 
@@ -231,3 +233,33 @@ def test_a_lost_helper_is_asked_once_more() -> None:
         return seen
 
     assert asyncio.run(test()) == ["try", "try"]
+
+
+def test_an_end_is_waited_for_also_where_its_kills_cannot_be_counted(caplog: pytest.LogCaptureFixture) -> None:
+    class Waiting:
+        """A handler that says when it is asked for an end, which does not come; and groups that cannot be watched."""
+
+        def __init__(self) -> None:
+            self.asked = asyncio.Event()
+
+        async def wait(self, process: Process) -> ExitRecord:
+            self.asked.set()
+            return await asyncio.Future[ExitRecord]()
+
+        def watch(self, path: str) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    async def body() -> None:
+        waiting = Waiting()
+        facts = SimpleNamespace(cgroup="/a", process=ProcessFact(pid=1, start_time=2))
+        parts: list[Any] = [SimpleNamespace(container_facts={"c": facts}, containers={}), waiting, waiting, None]
+        watchers = Watchers(*parts)
+        watchers.watch("c")
+        async with asyncio.timeout(20):
+            await waiting.asked.wait()
+        task = watchers._watches["c"].task
+        assert task is not None
+        task.cancel()
+
+    asyncio.run(body())
+    assert "container c: watch for OOM kills: " in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable
 
@@ -102,3 +103,31 @@ def test_input_that_nobody_reads_is_still_taken_from_the_client() -> None:
 
     run(client, begin)
     assert client.typed == []
+
+
+def test_a_chatty_child_does_not_hold_a_session_whose_client_has_left() -> None:
+    client, over = Slow(), threading.Event()
+    chatty: list[int] = []
+    client.gone.set()
+
+    def chat() -> None:
+        while not over.wait(streams.QUIET_SECONDS / 5):
+            try:
+                os.write(chatty[0], b"word ")
+            except BrokenPipeError:
+                return
+
+    talk = threading.Thread(target=chat)
+
+    def begin(stdin: int, stdout: int, stderr: int) -> None:
+        chatty.append(os.dup(stdout))
+        talk.start()
+
+    start = time.monotonic()
+    try:
+        assert run(client, begin) == (7, [])
+        assert time.monotonic() - start < 5
+    finally:
+        over.set()
+        talk.join()
+        os.close(chatty[0])

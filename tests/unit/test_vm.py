@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from scripts.vm import policy, selection
 from scripts.vm.__main__ import parser, pytest_command, script
 from scripts.vm.kernel import ELF, MIRROR, KernelUnavailable, elf, mirror
-from scripts.vm.machine import CONFINEMENTS, REPOSITORY, GuestFailed, GuestTimedOut, follow
+from scripts.vm.machine import (
+    CONFINEMENTS,
+    REPOSITORY,
+    GuestFailed,
+    GuestImpossible,
+    GuestTimedOut,
+    check_place,
+    follow,
+)
 from scripts.vm.output import Output
 
 if sys.version_info >= (3, 14):
@@ -135,3 +143,14 @@ def test_the_script_goes_where_the_project_is_and_ends_in_time() -> None:
     lines = script(["echo", "a b"], seconds=50, environment={"A": "b c"}).splitlines()
     assert lines[0] == "export A='b c'"
     assert lines[-1] == "exec timeout --signal=INT --kill-after=30 50 echo 'a b'"
+
+
+@pytest.mark.parametrize("path", ["/a b/c", "/a\tb", "/a,b", "/50%", "/a$b", "/mnt", "/mnt/tare", '/a"b'])
+def test_a_directory_that_the_guest_cannot_be_told_is_refused(path: str) -> None:
+    with pytest.raises(GuestImpossible, match=r"^the project's directory is /"):
+        check_place("the project's directory", Path(path))
+
+
+def test_usual_directories_are_not_refused() -> None:
+    for path in ("/home/me/tare-1.0_x@y+z", "/mnt2/tare", "/srv/mnt/tare", str(REPOSITORY)):
+        check_place("the project's directory", Path(path))

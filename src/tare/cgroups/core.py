@@ -356,8 +356,9 @@ class Groups:
         for place in places(tree, relative(path)):
             try:
                 return os.open(tree.absolute(f"{place}/{file}"), os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
+            except OSError as error:
+                if error.errno not in GONE:
+                    raise
         return None
 
     # Ending
@@ -421,7 +422,8 @@ def tree_directory(tree: Tree | None, where: Mapping[Tree, str]) -> str | None:
 def guard(directory: str, rules: Sequence[devices.Rule], *, update: bool = False) -> list[str]:
     """Attach v2's device program, in an update in the place of the one before.
 
-    ["devices"] where this kernel, or the user namespace that Tare runs in, has none.
+    ["devices"] where the user namespace that Tare runs in may have none. Raises FailedPrecondition where the kernel refuses it otherwise:
+    without it a container could use every device of the node.
     """
     if not update and len(rules) == 1 and rules[0].sweeping and rules[0].allow:
         return []
@@ -432,8 +434,17 @@ def guard(directory: str, rules: Sequence[devices.Rule], *, update: bool = False
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EINVAL):
             raise
+        if not restricted_user():
+            doing = f"restrict the devices of cgroup {directory}"
+            raise FailedPrecondition(doing, cause=error, hint="the kernel needs CONFIG_CGROUP_BPF") from error
         return ["devices"]
     return []
+
+
+def restricted_user() -> bool:
+    """Whether this process is in a user namespace of its own: there nobody loads device programs, and nobody makes device nodes."""
+    with open("/proc/self/uid_map") as lines:
+        return lines.read().split() != ["0", "0", "4294967295"]
 
 
 def oom_count(text: str) -> int:

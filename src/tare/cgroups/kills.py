@@ -146,9 +146,9 @@ class Kills:
         """What an earlier one has kept."""
         try:
             kept = json.loads(self._kept.read_text())
-        except FileNotFoundError:
+            return dict(kept["groups"]), dict(kept["above"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, or cut short by a crash of the node
             return {}, {}
-        return kept["groups"], kept["above"]
 
     def _save(self) -> None:
         """Keep what is known of the groups that are watched, and of those that may be again."""

@@ -18,7 +18,7 @@ from typing import Any
 from tare.cgroups.manager import Cgroup
 from tare.config import RuntimeConfig
 from tare.errors import DeadlineExceeded, InternalError, InvalidArgument, TareError, Unavailable
-from tare.handlers import attributes
+from tare.handlers import attributes, hooks
 from tare.handlers import compile as compiler
 from tare.handlers.channel import Channel, Refused, text
 from tare.handlers.commands import Commands
@@ -293,15 +293,16 @@ class BuiltinHandler:
             on_created=on_created,
             place=place,
         )
+        doing, patience = f"start container {container_id}", SETUP_TIMEOUT + hooks.seconds(spec, "startContainer")
         try:
-            await self._ask(wire.START, (container_id.encode(),), (), doing=f"start container {container_id}")
+            await self._ask(wire.START, (container_id.encode(),), (), doing=doing, timeout=patience)
             await self.hooked.started(container_id, spec, process)
         except Refused as error:
             if error.step == "gate":  # its launcher was lost between the two requests, and it ended with that
                 self._run_errand(self._end(process))
-                raise Unavailable(f"start container {container_id}", cause=error) from error
+                raise Unavailable(doing, cause=error) from error
             self._processes.forget(process)
-            raise failed(error, f"start container {container_id}", spec["process"]) from error
+            raise failed(error, doing, spec["process"]) from error
         except BaseException:
             self._run_errand(self._end(process))
             raise
@@ -327,13 +328,14 @@ class BuiltinHandler:
         where = self._place(container_id, cgroup, self.hooked.prepare(container_id, spec), barrier=place is not None)
         compiled = compiler.container(spec, overlay, where, await self._seccomp(seccomp) if seccomp else None)
         fields = (container_id.encode(), compiled.clone_flags, int(compiled.helper))
+        patience = SETUP_TIMEOUT + hooks.seconds(spec, "prestart", "createRuntime", "createContainer")
         try:
             with opened(compiled.cgroup) as fds:
-                answer, received = await self._send_plan(wire.CREATE, fields, compiled.plan, fds, doing)
+                answer, received = await self._send_plan(wire.CREATE, fields, compiled.plan, fds, doing, patience)
             process = Process(int(answer[0]), int(answer[1]))
             self._processes.adopt(process, received[0])
             if place is not None:
-                answer, received = await self._put(container_id, process, place, doing)
+                answer, received = await self._put(container_id, process, place, doing, patience)
                 packets.close_all(received[:1])
         except Refused as error:
             raise failed(error, doing, spec["process"]) from error
@@ -366,13 +368,18 @@ class BuiltinHandler:
         )
 
     async def _put(
-        self, container_id: str, process: Process, place: Callable[[Process], Awaitable[None]], doing: str
+        self,
+        container_id: str,
+        process: Process,
+        place: Callable[[Process], Awaitable[None]],
+        doing: str,
+        patience: float,
     ) -> tuple[list[wire.Field], list[int]]:
         """Have a process placed that waits for it, and go on: the rest of CREATE's answer."""
         name = container_id.encode()
         try:
             await place(process)
-            return await self._ask(wire.PROCEED, (name,), (), doing=doing)
+            return await self._ask(wire.PROCEED, (name,), (), doing=doing, timeout=patience)
         except BaseException:
             self._run_errand(self._abandon(name))
             self._processes.forget(process)
@@ -395,8 +402,7 @@ class BuiltinHandler:
         One with a terminal has that as its streams, and `tty_sink` gets the master. `process` is an OCI process object. Of the container's
         it may have "seccomp" and "personality", as in its configuration, and "container", its ID, for who is told of the filter's listener.
         """
-        command = next(iter(process.get("args") or ()), "nothing")
-        doing = f"exec {command!r} in the container of process {target.pid}"
+        doing = f"exec {next(iter(process.get('args') or ()), 'nothing')!r} in the container of process {target.pid}"
         pidfd = self._processes.open(target)
         if pidfd is None:
             raise StartFailed(doing, step="find the container", cause="its main process is gone", errno=3)
@@ -424,6 +430,9 @@ class BuiltinHandler:
         try:
             if tty_sink is not None and len(received) > 1:
                 await tty_sink(received[1])
+        except BaseException:
+            self._run_errand(self._end(made))
+            raise
         finally:
             packets.close_all(received[1:])
         return made

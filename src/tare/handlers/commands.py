@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tare.errors import DeadlineExceeded, Unavailable
-from tare.handlers.processes import Process, Processes, readable
+from tare.handlers.processes import Process, Processes, readable, reaped
 from tare.launch import linux, packets, wire
 from tare.launch.children import kill_group
 from tare.launch.commands import MARK
@@ -217,14 +217,17 @@ class Commands:
         return errand
 
     def kill(self, process: Process) -> None:
-        """SIGKILL for a command, its group, and whatever descends from it."""
-        for pid in descendants(process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        """SIGKILL for a command, its group, and whatever descends from it. Nothing where it is reaped: its PID may be another's by now."""
         pidfd = self._processes.open(process)
-        if pidfd is not None:
+        if pidfd is None or reaped(pidfd):
+            return
+        with contextlib.ExitStack() as stack:
+            below = descendants(process.pid, pidfd, stack)
+            kill_group(process.pid, pidfd)  # first of all: one that waits for what descends from it would end by itself
             self._processes.signal(process, signal.SIGKILL)
-            kill_group(process.pid, pidfd)
+            for other in below:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(other, signal.SIGKILL)
 
     async def end(self, process: Process) -> None:
         """Kill a command with all that descends from it, and see it end and forget it; one that the kernel holds on to is left."""
@@ -336,14 +339,27 @@ def parent_of(pid: int) -> int:
         return 0
 
 
-def descendants(pid: int) -> list[int]:
-    """The processes below one, children before grandchildren, as far as they can be seen now."""
+def descendants(pid: int, pidfd: int, stack: contextlib.ExitStack) -> list[int]:
+    """The processes below one, parents before their children, as far as they can be seen now: pidfds, which `stack` closes.
+
+    A PID may change hands at any time. It is a child's if that is so once its pidfd is open, and if its parent is not reaped then.
+    """
     found: list[int] = []
-    pending = [pid]
+    pending = [(pid, pidfd)]
     while pending:
-        below = children(pending.pop())
-        found += below
-        pending += below
+        parent, held = pending.pop()
+        for child in children(parent):
+            try:
+                below = os.pidfd_open(child)
+            except ProcessLookupError:
+                continue
+            except OSError as error:
+                log.warning("not all that descends from process %d can be killed: %s", pid, error)
+                return found
+            stack.callback(os.close, below)
+            if parent_of(child) == parent and not reaped(held):
+                found.append(below)
+                pending.append((child, below))
     return found
 
 

@@ -85,6 +85,12 @@ def hook(point: str, path: str, given: object) -> Hook:
     return Hook(point=point, path=program, args=args or (program,), env=env, timeout=timeout or 0)
 
 
+def seconds(spec: Spec, *points: str) -> int:
+    """How long the hooks of these points may take that have a time of their own, all together."""
+    found = parse(spec)
+    return sum(hook.timeout for point in points for hook in found[point])
+
+
 def words(path: str, given: object) -> tuple[str, ...]:
     """A list of strings."""
     if not isinstance(given, list | tuple) or not all(isinstance(word, str) and "\0" not in word for word in given):

@@ -93,7 +93,11 @@ class OciHandler:
         await self.features.look(self._commands)
         self.features.require(self.name)
         oci_bundle.check(
-            spec, self.name, idmap=self.features.idmap_mounts, user_namespaces=self.features.user_namespaces
+            spec,
+            self.name,
+            idmap=self.features.idmap_mounts,
+            user_namespaces=self.features.user_namespaces,
+            recursive_read_only=self.features.recursive_read_only,
         )
         bundle = Bundle(self._run, container_id)
         await self._prepare(bundle, spec, overlay, cgroup)

@@ -21,6 +21,7 @@ from tare.handlers import options, volumes
 Json = dict[str, Any]
 
 VERSION = "1.0.2"
+NO_RRO = "RROUnsupported: "  # what kubelet looks for at the beginning of an error
 OWN = ("directories",)
 OWN_OF_PROCESS = ("stdin", "seccomp", "container")
 OF_A_SANDBOX = ("memory", "cpu")
@@ -72,10 +73,15 @@ def bound(mount: Mapping[str, Any], source: str) -> Json:
     return {"destination": mount["destination"], "type": "bind", "source": source, "options": ["rbind", *kept]}
 
 
-def check(spec: Mapping[str, Any], name: str, *, idmap: bool, user_namespaces: bool) -> None:
+def check(spec: Mapping[str, Any], name: str, *, idmap: bool, user_namespaces: bool, recursive_read_only: bool) -> None:
     """Raise InvalidArgument for what a runtime of these abilities would get wrong without saying so."""
     doing = f"make a container by runtime handler {name}"
     if not user_namespaces and any(item["type"] == "user" for item in spec["linux"]["namespaces"]):
         raise InvalidArgument(doing, cause="it does not support user namespaces")
     if not idmap and any(mount.get("uidMappings") or mount.get("gidMappings") for mount in spec.get("mounts", ())):
         raise InvalidArgument(doing, cause="it does not support mounts with mappings of their own")
+    if not recursive_read_only:
+        for mount in spec.get("mounts", ()):
+            if "rro" in mount.get("options", ()):
+                cause = f"it does not support recursively read-only mounts, as {mount['destination']} is to be"
+                raise InvalidArgument(f"{NO_RRO}{doing}", cause=cause)

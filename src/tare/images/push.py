@@ -54,6 +54,7 @@ class Push:
     origin: Registry | None = None
     mounts: Mapping[str, str] = field(default_factory=dict)
     held: list[str] = field(default_factory=list)
+    _pushed: set[str] = field(default_factory=set)  # manifests: an index may name one any number of times
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL))
     _downloads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL))
 
@@ -64,7 +65,8 @@ class Push:
         data = await self._document(digest)
         named = parse_references(data)
         for entry in named.manifests or ():
-            await self.manifest(entry.digest, entry.digest, depth + 1)
+            if entry.digest not in self._pushed:
+                await self.manifest(entry.digest, entry.digest, depth + 1)
         endpoint = self.registry.own()
         await together(self._blob(endpoint, blob) for blob in named.blobs())
         path = f"/{self.registry.reference.path}/manifests/{name}"
@@ -74,6 +76,7 @@ class Push:
             said = response.headers.get("Docker-Content-Digest", digest)
         if said != digest:
             raise PullError(f"push {self.registry.reference}", cause=f"the registry says that the manifest is {said}")
+        self._pushed.add(digest)
         return digest
 
     def _hold(self, digest: str) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -447,9 +446,25 @@ class Unpacker:
         try:
             os.unlink(name, dir_fd=parent)
         except IsADirectoryError:
-            shutil.rmtree(name, dir_fd=parent)
-            for known in [known for known in self._late if known == path or known.startswith(path + b"/")]:
-                del self._late[known]
+            self._remove(path, parent, name)
+
+    def _remove(self, path: bytes, parent: int, name: bytes) -> None:
+        """Remove a directory and what is known of it. It takes as long as what is removed is large, for an archive may have this done often."""
+        descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
+        try:
+            with os.scandir(descriptor) as entries:
+                found = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
+            for inner, is_directory in found:
+                if is_directory:
+                    self._remove(path + b"/" + inner, descriptor, inner)
+                else:
+                    os.unlink(inner, dir_fd=descriptor)
+                    self._directories.whiteouts.discard(path + b"/" + inner)
+        finally:
+            os.close(descriptor)
+        os.rmdir(name, dir_fd=parent)
+        self._directories.implied.discard(path)
+        self._late.pop(path, None)
 
     def _count(self, size: int) -> None:
         self._size += (size + PAGE - 1) // PAGE * PAGE

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 PIDFD_SIGNAL_PROCESS_GROUP = 4  # Linux 6.9; before that a group is signalled by number
 EINVAL = 22
 HIGHEST_ERRNO = 4095
+MOST_WARNED = wire.MAX_PACKET // 2  # bytes of warnings: they are to fit into an answer, which has more beside them
 
 
 class Child:
@@ -73,7 +74,7 @@ class Child:
             return (shape, count) == ("bib", 0) and 0 <= wire.int_of(fields[1]) <= HIGHEST_ERRNO
         if kind == wire.READY:
             made = self.kind in (wire.CREATE, wire.EXEC, wire.COMMAND) and not self.marked and self.early is None
-            return made and not shape.strip("b") and not count
+            return made and not shape.strip("b") and not count and length(fields) <= MOST_WARNED
         if kind == wire.BARRIER:
             waits = self.kind == wire.CREATE and not self.placed and not self.marked and self.early is None
             return waits and (shape, count) == ("", 0)
@@ -95,6 +96,11 @@ class Child:
                 send_signal(pidfd, signal.SIGKILL)
         if self.kind == wire.COMMAND and self.pidfd >= 0:
             kill_group(self.pid, self.pidfd)
+
+
+def length(fields: Sequence[wire.Field]) -> int:
+    """Bytes that fields, all of them bytes, take up in a message."""
+    return sum(wire.FIELD.size + len(wire.bytes_of(field)) for field in fields)
 
 
 def kill_group(pid: int, pidfd: int) -> None:

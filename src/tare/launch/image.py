@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import signal
 import sys
 
 TYPE_CHECKING = False
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
+HANDLED = (signal.SIGTERM, signal.SIGCHLD)  # by the launcher
 
 
 def prepare() -> None:
@@ -27,6 +29,20 @@ def prepare() -> None:
 def usual_limits() -> None:
     """The limit of open files that this process was started with: what a container has unless its settings say otherwise."""
     resource.setrlimit(resource.RLIMIT_NOFILE, OPEN_FILES)
+
+
+def handle_signals(fd: int) -> None:
+    """Their numbers are written to this descriptor."""
+    signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+    for number in HANDLED:
+        signal.signal(number, lambda *_: None)
+
+
+def usual_signals() -> None:
+    """What the launcher handles is as it was, for a child of its: SIGCHLD is not even ignored in what that becomes."""
+    signal.set_wakeup_fd(-1)
+    for number in HANDLED:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def end_after(function: Callable[..., None], *arguments: object) -> None:

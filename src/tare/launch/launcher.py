@@ -18,9 +18,10 @@ import signal
 import socket
 
 from tare.launch import between, checks, commands, exec, image, init, linux, namespaces, packets, tasks, wire
-from tare.launch.children import Child
+from tare.launch.children import Child, send_signal
 from tare.launch.loggers import Loggers
 from tare.launch.loop import Loop
+from tare.launch.strays import Strays
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 COLLECT_EVERY = 256  # children between two collections of garbage, which is off otherwise
 RETRY = 1.0  # seconds before what failed for want of room is tried again
 TRACED_PAUSE = 0.01  # seconds between two attempts to reap a process that a debugger has not let go of
-STRAY_PAUSE = 0.05  # seconds between two looks for a child that nobody has named
-STRAY_LOOKS = 100
 MOST_SAID = 64  # messages of a child that are read without looking after others
 EINVAL, ENOSYS, EPIPE, ESRCH = 22, 38, 32, 3
 
@@ -45,12 +44,13 @@ class Launcher:
         self.run = run
         self.listener = listener
         self.connections: dict[int, socket.socket] = {}
-        self.named: dict[
-            bytes, Child
-        ] = {}  # by the name of the request, until that has failed, is abandoned, or its process is reaped
-        self.pids: set[int] = set()  # of children that are not reaped
+        # By the name of the request, until that has failed, is abandoned, or its process is reaped.
+        self.named: dict[bytes, Child] = {}
+        self.pids: set[int] = set()  # of children that are not reaped, but for helpers
+        self.helpers: dict[int, Child] = {}  # by the intermediate process's PID, until that is reaped
         self.loop = Loop()
         self.loggers = Loggers(run, self.loop.watch, self.loop.unwatch, self.loop.later)
+        self.strays = Strays(self.loop.later, (self.pids, self.helpers, self.loggers.pids), self.is_making)
         self.reaped = 0
         # What each request is made of: its fields (b bytes, i number), the least number of descriptors, and who serves it.
         self.requests: dict[int, tuple[str, int, Callable[[socket.socket, int, Fields, list[int]], None]]] = {
@@ -64,16 +64,23 @@ class Launcher:
             wire.ABANDON: ("b", 0, self.abandon),
             wire.LOGGER: ("b", 0, self.logger),
         }
-        self.term = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.signals = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.loop.watch(listener.fileno(), self.accept)
-        self.loop.watch(self.term[0], self.quit)
+        self.loop.watch(self.signals[0], self.signalled)
 
     def serve(self) -> None:
         """Until SIGTERM."""
-        signal.set_wakeup_fd(self.term[1], warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, lambda *_: None)
+        image.handle_signals(self.signals[1])
         self.loggers.adopt_all()
         self.loop.run()
+
+    def signalled(self) -> None:
+        """Children have ended, or this process is to."""
+        numbers = os.read(self.signals[0], 1 << 16)
+        if signal.SIGCHLD in numbers:
+            self.strays.look_soon()
+        if signal.SIGTERM in numbers:
+            self.quit()
 
     def quit(self) -> None:
         """End the loggers, which the keeper has found to have nothing to do, and this process."""
@@ -118,7 +125,7 @@ class Launcher:
     ) -> None:
         try:
             packets.send(connection, kind, request, fields, fds)
-        except (packets.Closed, OSError):
+        except (packets.Closed, wire.WireError, OSError):
             self.hang_up(connection)
 
     def refuse(self, connection: socket.socket, request: int, step: bytes, number: int, words: bytes) -> None:
@@ -245,8 +252,7 @@ class Launcher:
             child.theirs.close()
             raise
         if pid == 0:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            image.usual_signals()
             linux.keep_only(child.theirs.fileno(), *keep)
             image.usual_limits()
             image.end_after(body, child.theirs, child.outcome)
@@ -255,15 +261,32 @@ class Launcher:
         self.loop.watch(child.status.fileno(), lambda: self.child_message(child))
         if helper:
             child.helper, child.helper_pid = pidfd, pid
-            self.pids.add(pid)
+            self.helpers[pid] = child
             self.loop.watch(pidfd, lambda: self.helper_ended(child))
         else:
             self.born(child, pid, pidfd)
 
     def born(self, child: Child, pid: int, pidfd: int) -> None:
-        child.pid, child.pidfd, child.start = pid, pidfd, linux.start_time(pid)
-        self.pids.add(pid)
+        start = linux.start_time(pid)
         self.loop.watch(pidfd, lambda: self.ended(child))
+        child.pid, child.pidfd, child.start = pid, pidfd, start
+        self.pids.add(pid)
+
+    def born_elsewhere(self, child: Child, pid: int, pidfd: int) -> None:
+        """The same for whom an intermediate process has made. One that is reaped, or cannot be watched, fails its request."""
+        try:
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # unreaped: it has its PID still
+            self.born(child, pid, pidfd)
+        except OSError as error:
+            send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+            if not child.answered:
+                self.reply(child, wire.FAILED, (b"setup", error.errno or 0, b"the process cannot be watched"))
+            self.kill(child)
+
+    def is_making(self) -> bool:
+        """Whether an intermediate process may have made a child and not named it yet."""
+        return any(not child.pid and not child.unwanted for child in self.helpers.values())
 
     def helper_ended(self, child: Child) -> None:
         """The intermediate process is done. One that was killed may have made a process and not said so."""
@@ -274,28 +297,15 @@ class Launcher:
             if child.status is not None:
                 self.silent(child)
             self.drop_name(child)
-            if child.failure is None:
-                self.look_for_strays(STRAY_LOOKS)
         self.bury_helper(child)
 
     def bury_helper(self, child: Child) -> None:
         if os.waitid(os.P_PIDFD, child.helper, os.WEXITED | os.WNOHANG) is None:
             self.loop.later(TRACED_PAUSE, lambda: self.bury_helper(child))
             return
-        self.pids.discard(child.helper_pid)
+        del self.helpers[child.helper_pid]
         os.close(child.helper)
         child.helper = -1
-
-    def look_for_strays(self, looks: int) -> None:
-        """Reap a child that nobody has named; it ends by itself, since its status socket has no other end any more."""
-        try:
-            info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return
-        if info is not None and info.si_pid not in self.pids | self.loggers.pids:
-            os.waitid(os.P_PID, info.si_pid, os.WEXITED)
-        elif looks:
-            self.loop.later(STRAY_PAUSE, lambda: self.look_for_strays(looks - 1))
 
     def hear_out(self, child: Child) -> None:
         """What has been said so far; no end of it is not waited for."""
@@ -319,7 +329,7 @@ class Launcher:
         if not child.may_say(sender, kind, fields, fds):
             self.distrust(child)
         elif kind == wire.CHILD:
-            self.born(child, wire.int_of(fields[0]), fds.pop())
+            self.born_elsewhere(child, wire.int_of(fields[0]), fds.pop())
             if child.unwanted:
                 child.kill()
             elif child.early is not None:

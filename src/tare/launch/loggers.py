@@ -56,8 +56,7 @@ class Loggers:
             with listener:
                 pid, pidfd = linux.clone3()
                 if pid == 0:
-                    signal.set_wakeup_fd(-1)
-                    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                    image.usual_signals()
                     linux.keep_only(listener.fileno(), *pipe)
                     image.end_after(logger.serve, group, os.fsencode(self.run), listener.fileno(), pipe)
         finally:

@@ -8,6 +8,7 @@
             iifname "tare0" ip daddr 127.0.0.0/8 drop         # and ip saddr: only answers may reach the node's loopback, see below
         }
         chain prerouting { type nat hook prerouting priority dstnat; policy accept;
+            ip daddr 127.0.0.0/8 accept                       # a neighbour's frame may say so: left as it is, the kernel drops it
             fib daddr type local jump hostports               # from outside and from pods
         }
         chain output { type nat hook output priority -100; policy accept;
@@ -191,6 +192,12 @@ def spare_loopback6(table: Table) -> Message:
     return nft.new_rule(table.name, "output", destination, nft.verdict(nft.NF_ACCEPT))
 
 
+def spare_loopback4(table: Table) -> Message:
+    """What comes from a link and is for 127.0.0.1 keeps that address, and is dropped as a martian: translated before, it would be let in."""
+    destination = match_family(IPV4) + match_network(IPV4, IPV4.destination, LOOPBACK4)
+    return nft.new_rule(table.name, "prerouting", destination, nft.verdict(nft.NF_ACCEPT))
+
+
 def guards(table: Table) -> Iterator[Message]:
     """Nothing that comes from a pod may pretend to be of the node's loopback, or call it."""
     inwards = nft.interface(nft.NFT_META_IIFNAME, table.bridge) + match_family(IPV4)
@@ -212,6 +219,7 @@ def replace(table: Table) -> list[Message]:
         nft.new_chain(name, "hostports"),
         nft.new_chain(name, "postrouting", "nat", nft.NF_INET_POST_ROUTING, nft.NF_IP_PRI_NAT_SRC),
         *guards(table),
+        spare_loopback4(table),
     ]
     if IPV6 in families:
         changes.append(spare_loopback6(table))

@@ -35,6 +35,7 @@ CREATE TABLE IF NOT EXISTS ports (
 CREATE INDEX IF NOT EXISTS ports_by_pod ON ports (pod_id);
 """
 LOOPBACK6 = ipaddress.IPv6Address("::1")
+MOST_PORTS = 1000  # of one pod; each is looked at on the event loop
 KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 
@@ -88,20 +89,25 @@ def redirects(port: Port, addresses: Sequence[Address]) -> list[Redirect]:
 
 
 def check(ports: Iterable[Port]) -> list[Port]:
-    """The ports, each once. Raises InvalidArgument where two of them clash or one leads nowhere."""
-    kept: list[Port] = []
+    """The ports, each once. Raises InvalidArgument where two of them clash, one leads nowhere, or there are more than a pod may have."""
+    kept: dict[Port, None] = {}
+    rivals: dict[tuple[str, int], list[Port]] = {}
     for port in ports:
         if port in kept:
             continue
+        if len(kept) == MOST_PORTS:
+            raise InvalidArgument(f"publish {port.words}", cause=f"a pod may have {MOST_PORTS} host ports")
         if not port.container_port:
             raise InvalidArgument(f"publish {port.words}", cause="the container's port is missing")
         if port.host_ip and ipaddress.ip_address(port.host_ip) == LOOPBACK6:
             cause = "the kernel routes nothing between ::1 and a pod"
             raise InvalidArgument(f"publish {port.words}", cause=cause, hint="127.0.0.1 can be had")
-        if any(clash(port, other) for other in kept):
+        same = rivals.setdefault((port.protocol, port.host_port), [])
+        if any(clash(port, other) for other in same):
             raise InvalidArgument(f"publish {port.words}", cause="the pod asks for it twice, for different ports")
-        kept.append(port)
-    return kept
+        same.append(port)
+        kept[port] = None
+    return list(kept)
 
 
 def clash(one: Port, other: Port) -> bool:

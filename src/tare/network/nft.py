@@ -9,6 +9,7 @@ Pure but for `apply`. Source: include/uapi/linux/netfilter/nf_tables.h; nft(8) f
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from tare.network.netlink import (
     NLM_F_ACK,
     NLM_F_APPEND,
     NLM_F_CREATE,
+    NLM_F_DUMP,
     Message,
     Netlink,
     NetlinkError,
@@ -33,7 +35,7 @@ MARK = struct.Struct("=I")
 NFPROTO_INET = 1
 NFNL_SUBSYS_NFTABLES = 10
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
-NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE = 0, 1, 2, 3, 6
+NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_GETRULE = 0, 2, 3, 6, 7
 NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM = 9, 12, 14
 
 NFTA_TABLE_NAME = 1
@@ -70,6 +72,8 @@ TYPE_IPV4_ADDR, TYPE_IPV6_ADDR, TYPE_INET_PROTO, TYPE_INET_SERVICE = 7, 8, 12, 1
 
 RTN_LOCAL = 2
 IFNAMSIZ = 16
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # not in Python's socket
+BUFFER = 32 << 20  # bytes; every port of both families in one send takes some 10 MB
 ELEMENTS_IN_MESSAGE = 500  # a list of them is an attribute, which has 64 kB
 NEEDS = "the kernel needs nf_tables with inet, nat, masq and fib, and this process CAP_NET_ADMIN"
 
@@ -200,9 +204,11 @@ def new_table(name: str) -> Message:
     return message(f"make nftables table {name}", NFT_MSG_NEWTABLE, NLM_F_CREATE, text(NFTA_TABLE_NAME, name))
 
 
-def get_table(name: str) -> Message:
-    """Ask for the table; ENOENT if there is none."""
-    return message(f"look up nftables table {name}", NFT_MSG_GETTABLE, 0, text(NFTA_TABLE_NAME, name))
+def list_rules(table: str) -> Message:
+    """Ask for the rules of all chains of the table; none where there is no such table."""
+    return message(
+        f"list the rules of nftables table {table}", NFT_MSG_GETRULE, NLM_F_DUMP, text(NFTA_RULE_TABLE, table)
+    )
 
 
 def delete_table(name: str) -> Message:
@@ -230,6 +236,11 @@ def new_rule(table: str, chain: str, *expressions: bytes) -> Message:
         text(NFTA_RULE_CHAIN, chain),
         nested(NFTA_RULE_EXPRESSIONS, *expressions),
     )
+
+
+def count_rules(messages: Iterable[Message]) -> int:
+    """How many rules a transaction adds."""
+    return sum(item.type == NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWRULE for item in messages)
 
 
 def concatenated(types: Sequence[int]) -> int:
@@ -277,7 +288,14 @@ def connect() -> socket.socket:
 
     To be kept: when one is closed the kernel first finishes what earlier transactions have left to be freed, which takes it 10 ms.
     """
-    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+    # A transaction is one send, which the kernel refuses (EMSGSIZE) where it is longer than the socket's buffer, 200 kB by default.
+    with contextlib.suppress(
+        PermissionError
+    ):  # without CAP_NET_ADMIN there are no transactions, and the first of them says so
+        for option in (SO_SNDBUFFORCE, SO_RCVBUFFORCE):
+            sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+    return sock
 
 
 def run(netlink: Netlink, messages: Sequence[Message]) -> None:

@@ -10,13 +10,12 @@ import logging
 import socket
 import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
-from errno import ENOENT
 
-from tare.errors import TareError, describe
+from tare.errors import InternalError, TareError, describe
 from tare.network import conntrack, firewall, nft, rtnetlink, sysctl
 from tare.network.firewall import Redirect
 from tare.network.hostports import Port, Ports
-from tare.network.netlink import Message, Netlink, NetlinkError
+from tare.network.netlink import Message, Netlink
 from tare.network.rtnetlink import Address, Network
 from tare.state.database import Database
 
@@ -29,11 +28,14 @@ class Publisher:
 
     def __init__(self, database: Database, bridge: str, later: Callable[[Callable[[], None]], object]) -> None:
         self._later = later
+        self._database = database
         self._ports = Ports(database)
         self._bridge = bridge
         self._name = f"tare-{bridge}"
         self._subnets: tuple[Network, ...] = ()
         self._conversation: Netlink | None = None
+        self._stale = False  # the kernel may have another table than is on record, because it could not be replaced
+        self._rules = 0
 
     def set_up(self, subnets: tuple[Network, ...]) -> None:
         """Make the table whole, for pods in these subnets."""
@@ -41,13 +43,10 @@ class Publisher:
         self._replace()
 
     def repair(self) -> None:
-        """Make the table anew where something has flushed it. Raises NetlinkError."""
-        try:
-            self._netlink.ask(nft.get_table(self._name))
-        except NetlinkError as error:
-            if error.errno != ENOENT:
-                raise
-            log.warning("nftables table %s is gone: it is made anew", self._name)
+        """Make the table anew where something has flushed it or some of its chains. Raises InternalError."""
+        there = 0 if self._stale else len(self._netlink.ask(nft.list_rules(self._name)))
+        if there != self._rules or self._stale:
+            log.warning("nftables table %s has %d of %d rules: it is made anew", self._name, there, self._rules)
             self._replace()
 
     def publish(
@@ -55,20 +54,22 @@ class Publisher:
     ) -> list[Redirect]:
         """Let the ports lead to the pod: what leads there now.
 
-        Raises FailedPrecondition naming who has one already, InvalidArgument; undone by `withdraw`.
+        Raises FailedPrecondition naming who has one already, InvalidArgument, InternalError; undone by `withdraw`.
         """
-        taken = self._ports.take(ports, addresses, pod_id, pod_name)
-        if taken:
-            # What the node sends to a pod from 127.0.0.1 and what comes back would be martians otherwise; `firewall` has what guards this.
-            sysctl.ensure("1", "net", "ipv4", "conf", self._bridge, "route_localnet")
-            self._change(firewall.publish(self._name, taken))
+        with self._database.transaction():
+            taken = self._ports.take(ports, addresses, pod_id, pod_name)
+            if taken:
+                # What the node sends to a pod from 127.0.0.1 and what comes back would be martians otherwise; `firewall` has what guards this.
+                sysctl.ensure("1", "net", "ipv4", "conf", self._bridge, "route_localnet")
+                self._change(firewall.publish(self._name, taken))
         return taken
 
     def withdraw(self, pod_id: str) -> list[Redirect]:
-        """Let nothing lead to the pod any more: what did. Idempotent."""
-        gone = self._ports.release(pod_id)
-        if gone:
-            self._change(firewall.withdraw(self._name, gone))
+        """Let nothing lead to the pod any more: what did. Idempotent. Raises InternalError where something may still lead there."""
+        with self._database.transaction():  # what the kernel was not told stays on record
+            gone = self._ports.release(pod_id)
+            if gone or self._stale:
+                self._change(firewall.withdraw(self._name, gone))
         return gone
 
     def forget_before(self, host: Netlink, taken: Iterable[Redirect]) -> None:
@@ -113,12 +114,19 @@ class Publisher:
     def _replace(self) -> None:
         redirects = tuple(item for item in self._ports.all() if any(item.target in subnet for subnet in self._subnets))
         table = firewall.Table(self._name, self._bridge, self._subnets, redirects)
-        nft.run(self._netlink, firewall.replace(table))
+        messages = firewall.replace(table)
+        self._stale = True
+        nft.run(self._netlink, messages)
+        self._stale, self._rules = False, nft.count_rules(messages)
 
     def _change(self, messages: Sequence[Message]) -> None:
+        """Do the transaction, or replace the table where it fails, or one before has left the table in doubt."""
+        if self._stale:
+            self._replace()
+            return
         try:
             nft.run(self._netlink, messages)
-        except NetlinkError as error:
+        except InternalError as error:
             if not self._subnets:
                 return  # there is no table before `set_up`
             log.warning("%s: the table is made anew", describe(error))
@@ -130,5 +138,5 @@ def forget(ports: Iterable[tuple[int, int]], chosen: Callable[[conntrack.Flow], 
     try:
         with nft.connect() as sock:
             conntrack.forget(Netlink(sock), ports, chosen)
-    except (TareError, ValueError) as error:
+    except (TareError, OSError, ValueError) as error:
         log.warning("%s", describe(error))

@@ -97,7 +97,9 @@ def create(request: Request, birth: Birth, *, held: bool) -> Made:
         expected = None if unit else groups.expected(path)
         # What cannot be done is refused before anything is made.
         made = compiled(spec, rootfs, request, expected, seccomp, joins, held=held)
-        facts = first_facts(request, spec, rootfs, path, unit)
+        if not unit:
+            groups.tree().check_free(path)  # what is in state.json `delete --force` ends: never a stranger's
+        facts = first_facts(request, spec, rootfs, path)
         container = state.claim(request.root, request.id, facts)
         undo.add("remove the state directory", container.forget)
         keep_config(container, data)
@@ -144,8 +146,8 @@ def group_of(spec: Config, request: Request) -> tuple[str, str]:
     return "", scopes.place_of(spec, request.id).unit
 
 
-def first_facts(request: Request, spec: Config, rootfs: str, path: str, unit: str) -> dict[str, Any]:
-    """What state.json says before anything is made."""
+def first_facts(request: Request, spec: Config, rootfs: str, path: str) -> dict[str, Any]:
+    """What state.json says before anything is made. A unit is in it only once systemd has made it for this container."""
     image = os.stat("/proc/self/exe")
     return {
         "version": state.VERSION,
@@ -160,7 +162,7 @@ def first_facts(request: Request, spec: Config, rootfs: str, path: str, unit: st
         "owner": os.getuid(),
         "annotations": spec.get("annotations") or {},
         "cgroup": path,
-        "unit": unit,
+        "unit": "",
         "shared_pids": not any(
             item["type"] == "pid" and not item.get("path") for item in spec["linux"].get("namespaces") or ()
         ),
@@ -249,11 +251,17 @@ def born(
 
 
 def place(request: Request, container: state.Container, spec: Config, pid: int, undo: Undo) -> None:
-    """Have systemd put a process that waits at its barrier into its scope."""
+    """Have systemd put a process that waits at its barrier into its scope.
+
+    A start that fails has stopped what it began. Under a name that is taken the unit is another's, which nothing here may stop; and
+    a scope whose process was killed before this is written down goes by itself.
+    """
     from tare.oci import scopes
 
-    undo.add("stop the scope", lambda: scopes.stop(str(container.facts["unit"])))
-    container.facts["cgroup"] = scopes.start(spec, request.id, pid)
+    unit = scopes.place_of(spec, request.id).unit
+    cgroup = scopes.start(spec, request.id, pid)
+    undo.add("stop the scope", lambda: scopes.stop(unit))
+    container.facts.update(unit=unit, cgroup=cgroup)
     container.save()
     undo.add("remove the cgroup", lambda: end_group(container.cgroup))
 
@@ -278,7 +286,9 @@ def write_pid(path: str, pid: int) -> None:
     folder, _, name = path.rpartition("/")
     draft = f"{folder}/.{name}"
     try:
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        if os.path.lexists(draft):
+            os.unlink(draft)
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             os.write(fd, b"%d" % pid)
         finally:

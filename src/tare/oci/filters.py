@@ -23,6 +23,12 @@ FORMAT = 1
 FLAGS_SIZE = 4
 NEW_LISTENER = 8  # SECCOMP_FILTER_FLAG_NEW_LISTENER
 DIRECTORY = ".seccomp"
+LISTENER = (
+    "listenerPath",
+    "listenerMetadata",
+)  # where the listener goes: another for each container, and nothing of the program
+LIBRARY = "libseccomp.so.2"
+FOLDERS = ("/usr/lib/{}-linux-gnu/", "/lib/{}-linux-gnu/", "/usr/lib64/", "/usr/lib/", "/lib64/", "/lib/")
 
 
 def of(spec: Mapping[str, Any], root: str) -> Filter | None:
@@ -51,9 +57,21 @@ def key(profile: Mapping[str, Any]) -> str:
     """A name for what a profile compiles to."""
     from _sha256 import sha256  # type: ignore[import-not-found]
 
-    text = b"%d %b " % (FORMAT, os.uname().machine.encode()) + documents.encoded(profile)
+    compiled_from = {name: value for name, value in profile.items() if name not in LISTENER}
+    text = b"%d %b %b " % (FORMAT, os.uname().machine.encode(), library()) + documents.encoded(compiled_from)
     digest: str = sha256(text).hexdigest()
     return digest
+
+
+def library() -> bytes:
+    """Which libseccomp this is, by its file's time and size; nothing where it is not in a usual place: then a new one does not count."""
+    for folder in FOLDERS:
+        try:
+            status = os.stat(folder.format(os.uname().machine) + LIBRARY)
+        except OSError:
+            continue
+        return b"%d-%d" % (status.st_mtime_ns, status.st_size)
+    return b""
 
 
 def compiled(profile: Mapping[str, Any], path: str) -> Filter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from tare.errors import FailedPrecondition, InvalidArgument
+from tare.errors import FailedPrecondition, InvalidArgument, NotFound
 from tare.oci import config, documents, groups, logs, state
 
 TYPE_CHECKING = False
@@ -77,6 +77,8 @@ def show_list(root: str, options: Options) -> None:
     for name in names:
         try:
             found.append(report(state.load(root, name)))
+        except NotFound:
+            continue  # deleted meanwhile
         except (FailedPrecondition, InvalidArgument) as error:
             logs.warning(str(error))
     if form == "json":
@@ -157,6 +159,8 @@ def update(root: str, options: Options) -> None:
     else:
         resources = from_flags(options)
     config.check_resources(resources)
+    # Which devices a container may use is settled when it is made: containerd sends all of its resources, with a rule that denies every device.
+    resources.pop("devices", None)
     if any(options.text(name) for name in ("l3-cache-schema", "mem-bw-schema")):
         raise FailedPrecondition(
             "update", cause="cache and bandwidth schemata cannot be changed while the container runs"

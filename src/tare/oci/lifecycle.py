@@ -103,6 +103,8 @@ def kill(container: Container, word: str, *, everything: bool) -> None:
         os.close(pidfd)
     if number == _signal.SIGKILL and container.facts.get("shared_pids"):
         signal_group(container, number)  # with its own PID namespace the kernel does that
+    elif number == _signal.SIGKILL and container.cgroup:
+        groups.thaw(container.cgroup)  # in v1's freezer a process dies only once it goes on
 
 
 def signal_group(container: Container, number: int) -> None:
@@ -143,9 +145,9 @@ def signal_number(word: str) -> int:
 def delete(root: str, container_id: str, *, force: bool) -> None:
     """Remove a stopped container; with `force` any, and none is no error. Raises FailedPrecondition, NotFound."""
     try:
-        container = state.load(root, container_id)
+        container = state.load(root, container_id, damaged=force)
         container.hold()
-        container = state.load(root, container_id)
+        container = state.load(root, container_id, damaged=force)
     except NotFound:
         if force:
             return
@@ -160,7 +162,7 @@ def delete(root: str, container_id: str, *, force: bool) -> None:
 def remove(container: Container, spec: Config | None = None) -> None:
     """End what is left of it, remove its group and its directory, and run the poststop hooks, whose failures are warnings."""
     if container.alive() or not container.cgroup or not groups.vanished(container.cgroup):
-        end_processes(container)
+        end_what_is_left(container)
     if container.facts.get("unit"):
         from tare.oci import scopes
 
@@ -176,6 +178,14 @@ def remove(container: Container, spec: Config | None = None) -> None:
     except (TareError, OSError) as error:
         logs.warning(f"container {container.id}: {describe(error)}")
     container.forget()
+
+
+def end_what_is_left(container: Container) -> None:
+    """SIGKILL for what may be the container's. Where its PID namespace has ended nothing of it lives, and who is in its group is a stranger."""
+    if container.alive() or not container.pid or container.facts.get("shared_pids", True):
+        end_processes(container)
+    else:
+        groups.thaw(container.cgroup)
 
 
 def end_processes(container: Container) -> None:
@@ -198,18 +208,18 @@ def run(request: creating.Request, options: Options, birth: Birth) -> int:
     detached = options.given("detach")
     made = creating.create(request, birth, held=False)
     container = made.container
-    attendance = None if detached else Attendance(birth)
     try:
+        attendance = None if detached else Attendance(birth)
         birth.go(f"start container {container.id}", made.config["process"]["args"][0])
         birth.end()
         after_start(container, made.config)
+        code = 0 if attendance is None else attendance.wait(relayed=True)
     except BaseException:
         birth.kill()
         remove(container, made.config)
         raise
     if attendance is None:
-        return 0
-    code = attendance.wait(relayed=True)
+        return code
     if options.given("keep"):
         end_processes(container)
     else:
@@ -246,6 +256,7 @@ class Attendance:
             if self.relay is not None:
                 self.relay.run(self.birth.pidfd)
             status = os.waitpid(self.birth.pid, 0)[1]
+            self.birth.pid = 0  # reaped: the number may be another's
         finally:
             if self.relay is not None:
                 self.relay.close()

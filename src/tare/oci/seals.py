@@ -4,13 +4,16 @@ Until its exec a container's process runs this interpreter, and /proc/PID/exe le
 opens it, must not be able to write to the node's file (CVE-2019-5736). So the commands that make a process run from a read-only mount
 of the file, on which the kernel refuses every write:
 
-    /run/tare-oci.python/python3      the interpreter, bound read-only over an empty file, once for each boot; `tare-oci` takes it
-                                      where it is the same file as the installed one
+    /run/tare-oci.python/interpreter-DEV-INO/python3
+                                      the interpreter with these numbers, bound read-only over an empty file, once for each boot;
+                                      `tare-oci` takes the one that is the same file as the installed one. The empty file may not be
+                                      executed: a shell would take it for a script, and do nothing, successfully
     /proc/self/fd/N                   a detached read-only clone, where that mount cannot be made: costs one more start each time
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 
@@ -19,8 +22,9 @@ from tare.launch import linux
 from tare.oci import logs, stock
 
 ST_RDONLY = 1
+PLACEHOLDER = 0o644
 DIRECTORY = stock.DIRECTORY
-INTERPRETER = "python3"
+PREFIX, INTERPRETER = "interpreter-", "python3"
 
 
 def sealed() -> bool:
@@ -58,20 +62,56 @@ def mounted(place: str) -> bool:
         return any(line.split(" ", 5)[4] == place for line in mounts)
 
 
+def folder_of(real: str) -> str:
+    """The directory of an interpreter's mount. Raises OSError."""
+    status = os.stat(real)
+    return f"{DIRECTORY}/{PREFIX}{status.st_dev:x}-{status.st_ino:x}"
+
+
 def keep(real: str) -> None:
-    """Have such a mount where `tare-oci` finds it, in the place of one of an older interpreter. Where that cannot be, each call makes its own."""
-    place = f"{DIRECTORY}/{INTERPRETER}"
+    """Have such a mount where `tare-oci` finds it, made by one command of those that begin together. Where that cannot be, each makes its own."""
     try:
-        os.makedirs(DIRECTORY, mode=0o755, exist_ok=True)
-        # What tells the interpreter where its library is, as in a virtual environment.
-        linux.replace_file(f"{DIRECTORY}/pyvenv.cfg", f"home = {os.path.dirname(real)}\n".encode())
-        os.close(os.open(place, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o755))
-        while mounted(place):
-            linux.umount(place.encode(), linux.MNT_DETACH)
-        tree = read_only()
+        folder = folder_of(real)
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            linux.move_mount(tree, linux.AT_FDCWD, place.encode())
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not kept(f"{folder}/{INTERPRETER}", real):
+                put(folder, real)
         finally:
-            os.close(tree)
+            os.close(lock)
     except OSError as error:
-        logs.debug(f"keep a read-only mount of the interpreter at {place}: {describe(error)}")
+        logs.debug(f"keep a read-only mount of the interpreter {real}: {describe(error)}")
+
+
+def kept(place: str, real: str) -> bool:
+    """Whether an interpreter's mount is there already."""
+    return os.path.exists(place) and os.path.samefile(place, real) and bool(os.statvfs(place).f_flag & ST_RDONLY)
+
+
+def clear_old() -> None:
+    """Take away the mounts of interpreters that an upgrade has removed. Raises OSError."""
+    for name in os.listdir(DIRECTORY):
+        place = f"{DIRECTORY}/{name}/{INTERPRETER}"
+        if name.startswith(PREFIX) and os.path.exists(place) and not os.stat(place).st_nlink:
+            linux.umount(place.encode(), linux.MNT_DETACH)
+
+
+def put(folder: str, real: str) -> None:
+    """Mount it. Raises OSError."""
+    clear_old()
+    place = f"{folder}/{INTERPRETER}"
+    # What tells the interpreter where its library is, as in a virtual environment.
+    linux.replace_file(f"{folder}/pyvenv.cfg", f"home = {os.path.dirname(real)}\n".encode())
+    while mounted(place):
+        linux.umount(place.encode(), linux.MNT_DETACH)
+    empty = os.open(place, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PLACEHOLDER)
+    try:
+        os.fchmod(empty, PLACEHOLDER)
+    finally:
+        os.close(empty)
+    tree = read_only()
+    try:
+        linux.move_mount(tree, linux.AT_FDCWD, place.encode())
+    finally:
+        os.close(tree)

@@ -18,7 +18,8 @@ import os
 
 from tare.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, describe
 from tare.launch import linux
-from tare.oci import documents
+from tare.oci import documents, logs
+from tare.oci.shapes import InvalidConfig
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -142,9 +143,10 @@ class Container:
 
 def check_id(container_id: str) -> str:
     """A name that is no path. Raises InvalidArgument."""
-    if not container_id or not ALLOWED.issuperset(container_id) or container_id in (".", ".."):
+    if not container_id or not ALLOWED.issuperset(container_id) or container_id.startswith("."):
         raise InvalidArgument(
-            f"use the container ID {container_id!r}", cause="it may have letters, digits, and _ + - . in it"
+            f"use the container ID {container_id!r}",
+            cause="it may have letters, digits, and _ + - . in it, and begins with none of these dots",
         )
     if len(container_id) > LONGEST_NAME:
         raise InvalidArgument("use the container ID", cause=f"it is longer than {LONGEST_NAME} characters")
@@ -169,18 +171,34 @@ def claim(root: str, container_id: str, facts: dict[str, Any]) -> Container:
     return container
 
 
-def load(root: str, container_id: str) -> Container:
-    """A container that is there. Raises NotFound."""
+def load(root: str, container_id: str, *, damaged: bool = False) -> Container:
+    """A container that is there. Raises NotFound, FailedPrecondition; with `damaged` one whose state.json is no JSON has no facts."""
     container = Container(root, check_id(container_id), {})
     try:
         with open(container.path(STATE), "rb") as file:
-            container.facts = documents.decoded(file.read())
+            container.facts = facts_of(file.read(), container_id, damaged=damaged)
     except FileNotFoundError:
         if not os.path.isdir(container.directory):
             raise NotFound(f"container {container_id}", cause="does not exist") from None
     except OSError as error:
         raise FailedPrecondition(f"read the state of container {container_id}", cause=describe(error)) from error
     return container
+
+
+def facts_of(data: bytes, container_id: str, *, damaged: bool) -> dict[str, Any]:
+    """What a state.json says. It is renamed into its place whole, but a crash of the node, or a hand, can leave it cut."""
+    doing = f"read the state of container {container_id}"
+    try:
+        facts = documents.decoded(data)
+        if isinstance(facts, dict):
+            return facts
+        cause = "it is no object"
+    except InvalidConfig as error:
+        cause = error.cause or describe(error)
+    if not damaged:
+        raise FailedPrecondition(doing, cause=cause, hint="delete --force clears it")
+    logs.warning(f"{doing}: {cause}: what it ran is not known")
+    return {}
 
 
 def names(root: str) -> list[str]:

@@ -7,12 +7,14 @@ a user namespace is made and pinned like a pod's, and the directory of the layer
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tare.errors import FailedPrecondition, TareError, UnknownError, describe
 from tare.handlers.plans import Mappings
 from tare.launch import linux
+from tare.runtime.handlers import Ability
 from tare.runtime.ports import Handler
 from tare.runtime.records import ContainerConfig, PodConfig
 
@@ -46,6 +48,15 @@ class Abilities:
         for mount in config.mounts:
             if mount.recursive_read_only and self.recursive_read_only is not None:
                 raise RecursiveReadOnlyUnsupported(mount.container_path, self.recursive_read_only)
+
+
+def check_handler(config: ContainerConfig, name: str, others: Iterable[Ability]) -> None:
+    """Raise RecursiveReadOnlyUnsupported where the container asks for what its pod's handler, one of these, does not have."""
+    if any(other.name == name and not other.recursive_read_only for other in others):
+        for mount in config.mounts:
+            if mount.recursive_read_only:
+                cause = f"runtime handler {name} does not support it"
+                raise RecursiveReadOnlyUnsupported(mount.container_path, cause)
 
 
 async def look(handler: Handler, run: Path, layers: Path) -> Abilities:

@@ -89,9 +89,12 @@ class Watchers:
 
     def watch(self, container_id: str) -> None:
         """From now on. The container RUNS, or is EXITED with facts left to clean up."""
-        self._cgroups.watch(self._store.container_facts[container_id].cgroup)
         watch = self._watches[container_id] = _Watch()
         watch.task = asyncio.ensure_future(self._follow(container_id, watch))
+        try:
+            self._cgroups.watch(self._store.container_facts[container_id].cgroup)
+        except OSError as error:  # no descriptors, a full disk: its end matters more than what it died of
+            log.warning("container %s: watch for OOM kills: %s", container_id, describe(error))
 
     def watch_pod(self, pod_id: str, pause: Process) -> None:
         """From now on: a pod whose PID namespace ends is not ready any more."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tare.errors import FailedPrecondition, InvalidArgument, Unavailable, describe
 from tare.handlers.builtin import Process
+from tare.launch import taps
 from tare.runtime import lifecycle, netns, trees
 from tare.runtime.descriptors import Descriptor
 from tare.runtime.exec import group_of
@@ -128,6 +129,8 @@ class Interactive:
             tty_sink=terminal if process["terminal"] else None,
         )
         if process["terminal"] and master < 0:
+            parts.handler.signal(made, signal.SIGKILL)
+            parts.handler.forget(made)
             raise Unavailable(f"exec in container {record.id}", cause="the terminal was lost on its way")
         return Started(process=made, terminal=master)
 
@@ -144,7 +147,7 @@ class Interactive:
 
         attachment = Attachment(client, Descriptor(source.detach()), sink, ended, tty=record.config.tty)
         if not await attachment.run() and not client.gone.is_set():
-            cause = "what copies the container's output was lost"
+            cause = f"the client took nothing for {taps.PATIENCE:g} s, or what copies the container's output was lost"
             raise Unavailable(f"attach to container {record.id}", cause=cause, hint="attach again")
 
     async def _input(self, record: ContainerRecord, wanted: Streams) -> Descriptor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import os
 import socket
 import threading
@@ -38,6 +39,24 @@ def make_socket(namespace: Path | None, family: socket.AddressFamily) -> socket.
     return result
 
 
+async def make_apart(namespace: Path | None, family: socket.AddressFamily) -> socket.socket:
+    """The same without holding up the loop: setns waits where others make or end namespaces."""
+    if namespace is None:
+        return make_socket(None, family)
+    making = asyncio.get_running_loop().run_in_executor(None, make_socket, namespace, family)
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        making.add_done_callback(close_made)
+        raise
+
+
+def close_made(making: asyncio.Future[socket.socket]) -> None:
+    """What nobody waits for any more."""
+    if not making.cancelled() and making.exception() is None:
+        making.result().close()
+
+
 def switch(namespace: Path) -> None:
     """Move the calling thread, which is to end soon, into the namespace that a file pins. Raises OSError."""
     fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
@@ -54,7 +73,7 @@ async def connect(namespace: Path | None, port: int) -> tuple[asyncio.StreamRead
     failure: OSError | None = None
     for family, address in LOOPBACKS:
         try:
-            connection = make_socket(namespace, family)
+            connection = await make_apart(namespace, family)
         except OSError as error:  # a node without IPv6
             failure = failure or error
             continue
@@ -64,7 +83,8 @@ async def connect(namespace: Path | None, port: int) -> tuple[asyncio.StreamRead
             return await asyncio.open_connection(sock=connection)
         except OSError as error:
             connection.close()
-            number = error.errno or 0  # asyncio puts words of its own in the place of the kernel's
+            # asyncio puts words of its own in the place of the kernel's; its own TimeoutError has no number
+            number = error.errno or (errno.ETIMEDOUT if isinstance(error, TimeoutError) else errno.EIO)
             failure = failure or OSError(number, os.strerror(number), f"{address} port {port}")
         except BaseException:
             connection.close()

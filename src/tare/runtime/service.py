@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from tare.errors import AlreadyExists, FailedPrecondition, TareError, Unavailable, describe
 from tare.handlers.builtin import Process
 from tare.runtime import containers, creating, exec, info, lifecycle, pods, strays, updating
-from tare.runtime.abilities import Abilities
+from tare.runtime.abilities import Abilities, check_handler
 from tare.runtime.bounds import deadline
 from tare.runtime.containers import LOGGER_SECONDS
 from tare.runtime.events import Event
@@ -218,6 +218,7 @@ class Runtime:
         """A new container's ID. Raises NotFound, AlreadyExists, FailedPrecondition, InvalidArgument, UnknownError."""
         self.abilities.check_container(config)
         pod = self._store.pod(pod_id, "create a container in")
+        check_handler(config, pod.handler, self.parts.handler.abilities())
         self.runs.used(pod.config.metadata.key)
         name = container_key(pod.id, config.metadata)
         self._refuse_taken(self.creations, name, "create container")

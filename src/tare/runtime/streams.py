@@ -225,7 +225,7 @@ class Command:
             copies = [task for task in copies if task not in done]
             for task in done:
                 task.result()
-            if not done and not self._heard.is_set() and not self._held:
+            if self._client.gone.is_set() or (not done and not self._heard.is_set() and not self._held):
                 return
 
 

@@ -78,22 +78,24 @@ def send(member: Member, number: int) -> None:
         os.close(pidfd)
 
 
-def stop(root: int, candidates: Callable[[], Iterable[int]]) -> set[Member]:
-    """Stop all of an exec, until nothing new appears: what is stopped starts nothing more."""
+async def stop(root: int, candidates: Callable[[], Iterable[int]]) -> set[Member]:
+    """Stop all of an exec, until nothing new appears (what is stopped starts nothing more), or for half of the time that it has to end."""
+    until = asyncio.get_running_loop().time() + KILL_SECONDS / 2
     stopped: set[Member] = set()
     while True:
         fresh = tree(look(candidates()), root) - stopped
-        if not fresh:
-            return stopped
         for member in fresh:
             send(member, signal.SIGSTOP)
         stopped |= fresh
+        if not fresh or asyncio.get_running_loop().time() > until:
+            return stopped
+        await asyncio.sleep(0)
 
 
 async def kill(root: int, candidates: Callable[[], Iterable[int]], doing: str) -> None:
     """End all of an exec; `candidates` lists the container's PIDs. Raises DeadlineExceeded, naming what lives on."""
     until = asyncio.get_running_loop().time() + KILL_SECONDS
-    members = stop(root, candidates)
+    members = await stop(root, candidates)
     while True:
         for member in members:
             send(member, signal.SIGKILL)

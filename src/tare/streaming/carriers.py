@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import select
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 CHUNK = 256 << 10
@@ -30,12 +30,21 @@ class Carrier(Protocol):
     async def close(self, ended: asyncio.Event) -> None:
         """Hang up, and give the client a while to do so first, which sets `ended`."""
 
+    def abort(self) -> None:
+        """Hang up at once, whatever is still under way; who waits in `drain` waits no more."""
+
 
 class Stream:
-    """A connection of the stream kind."""
+    """A connection of the stream kind. `first` came with its head; `closed` is told that it is no more, maybe twice."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bytes = b"") -> None:
-        self._reader, self._writer, self._first = reader, writer, first
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        first: bytes = b"",
+        closed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._reader, self._writer, self._first, self._closed = reader, writer, first, closed
 
     async def read(self) -> bytes:
         """See Carrier."""
@@ -76,7 +85,12 @@ class Stream:
             with contextlib.suppress(OSError):
                 await bounded(self._writer.wait_closed())
         finally:
-            self._writer.transport.abort()
+            self.abort()
+
+    def abort(self) -> None:
+        """See Carrier."""
+        self._writer.transport.abort()
+        self._closed()
 
 
 async def bounded(work: Coroutine[Any, Any, object]) -> None:

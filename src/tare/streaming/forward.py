@@ -14,10 +14,10 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
-from tare.errors import TareError, describe
-from tare.streaming import channels
+from tare.errors import describe
+from tare.streaming import channels, peers
 from tare.streaming.carriers import CHUNK, bounded
-from tare.streaming.inbox import Inbox
+from tare.streaming.inbox import Budget, Inbox
 from tare.streaming.peers import PROTOCOL_ERROR, SpdyPeer, SpdyStream, WebSocketPeer, end
 
 Dial = Callable[[int], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
@@ -27,6 +27,9 @@ PROTOCOL = "portforward.k8s.io"
 PAIR_SECONDS = 30.0  # for the second stream of a pair to come
 MAX_PORT = 0xFFFF
 MAX_HALVES = 1000  # streams that wait for the other of their pair
+STUCK_SECONDS = 30.0  # for a pod to take anything, while all connections of its session wait for that
+STEP = 64 << 10  # bytes that a pod takes at once
+UNTAKEN = "the pod has taken nothing for {:g} s"
 HANG_UP_SECONDS = 5.0  # for a pod to take what is still under way to it
 
 
@@ -46,6 +49,7 @@ class Forward:
 
     def __init__(self, peer: SpdyPeer, dial: Dial) -> None:
         self._peer, self._dial = peer, dial
+        peer.patience = STUCK_SECONDS
         self._halves: dict[str, tuple[SpdyStream, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -74,11 +78,16 @@ class Forward:
     async def _sort(self, stream: SpdyStream) -> None:
         """Find the other half of a pair, or wait for it."""
         kind = stream.headers.get("streamtype", "")
-        if kind not in ("error", "data") or "port" not in stream.headers or len(self._halves) > MAX_HALVES:
+        if kind not in ("error", "data") or "port" not in stream.headers:
             await stream.abort()
             return
+        if kind == "error":
+            stream.inbox.discard()  # nobody listens there
         pair = stream.headers.get("requestid") or f"stream {stream.number - 2 * (kind == 'data')}"
         waiting = self._halves.pop(pair, None)
+        if waiting is None and len(self._halves) >= MAX_HALVES:
+            await stream.abort()
+            return
         if waiting is None:
             self._halves[pair] = (stream, self._run(self._give_up(pair)))
             return
@@ -103,11 +112,11 @@ class Forward:
         text = data.headers["port"]
         try:
             reader, writer = await self._dial(port_of(text))
-        except (TareError, OSError, BadPort) as failure:
+        except Exception as failure:  # noqa: BLE001 - whatever it is, it is this connection's alone, and its client is told
             await error.send(f"forward port {text}: {describe(failure)}".encode(), fin=True)
             await data.abort()
             return
-        inward = asyncio.create_task(into(writer, data.receive, data.reset))
+        inward = asyncio.create_task(into(writer, data))
         outward = asyncio.create_task(out_of(reader, data))
         reset = asyncio.create_task(data.reset.wait())
         tasks = (inward, outward, reset)
@@ -117,20 +126,25 @@ class Forward:
             if both.done() and (trouble := both.exception()) is not None:
                 await error.send(f"forward port {text}: {describe(trouble)}".encode())
                 await data.abort()
+            elif data.stuck:
+                await bounded(error.send(f"forward port {text}: {UNTAKEN.format(self._peer.patience)}".encode()))
         finally:
             try:
+                data.inbox.discard()
                 await end(tasks)
                 await bounded(error.send(b"", fin=True))
             finally:
                 await hang_up(writer)
 
 
-async def into(writer: asyncio.StreamWriter, receive: Callable[[], Awaitable[bytes]], reset: asyncio.Event) -> None:
+async def into(writer: asyncio.StreamWriter, stream: SpdyStream) -> None:
     """From the client into the pod, with its half close."""
-    while data := await receive():
-        writer.write(data)
-        await writer.drain()
-    if not reset.is_set():
+    while data := await stream.receive():
+        for at in range(0, len(data), STEP):
+            writer.write(data[at : at + STEP])
+            await writer.drain()
+            stream.inbox.touch()
+    if not stream.reset.is_set():
         with contextlib.suppress(OSError):
             writer.write_eof()
 
@@ -158,7 +172,9 @@ class SocketForward:
 
     def __init__(self, peer: WebSocketPeer, protocol: str, ports: Sequence[int], dial: Dial) -> None:
         self._peer, self._protocol, self._ports, self._dial = peer, protocol, ports, dial
-        self._inboxes: list[Inbox[bytes]] = [Inbox() for _ in ports]
+        budget = Budget()
+        self._inboxes: list[Inbox[bytes]] = [Inbox(budget=budget) for _ in ports]
+        self._stuck = [asyncio.Event() for _ in ports]
 
     async def serve(self) -> None:
         """Until the client hangs up, or every connection is over."""
@@ -186,32 +202,54 @@ class SocketForward:
                 if other or index >= len(self._inboxes):
                     raise channels.ChannelError(f"channel {piece.channel} has no data for a port")
                 self._inboxes[index].put(piece.data)
-                await self._inboxes[index].room()
+                await self._room(self._inboxes[index])
         except channels.ChannelError as error:
             await self._peer.close(PROTOCOL_ERROR, str(error))
+
+    async def _room(self, box: Inbox[bytes]) -> None:
+        """Until more may come. Ports of which nobody takes anything for long are given up: they would stop the others."""
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        while box.held():
+            try:
+                async with asyncio.timeout(peers.LOOK):
+                    await box.room()
+            except TimeoutError:
+                for inbox, stuck in zip(self._inboxes, self._stuck, strict=True):
+                    if inbox.size() and loop.time() - max(since, inbox.touched) > STUCK_SECONDS:
+                        stuck.set()
+                        inbox.discard()
 
     async def _join(self, index: int, port: int) -> None:
         inbox = self._inboxes[index]
         try:
             reader, writer = await self._dial(port)
-        except (TareError, OSError) as failure:
+        except Exception as failure:  # noqa: BLE001 - likewise
             inbox.discard()
             await self._say(2 * index + 1, f"forward port {port}: {describe(failure)}".encode())
             return
         inward = asyncio.create_task(self._inward(inbox, writer))
+        outward = asyncio.create_task(self._outward(index, reader))
+        stuck = asyncio.create_task(self._stuck[index].wait())
         try:
-            while data := await reader.read(CHUNK):
-                await self._say(2 * index, data)
-        except OSError as failure:
-            await self._say(2 * index + 1, f"forward port {port}: {describe(failure)}".encode())
+            await asyncio.wait((outward, stuck), return_when=asyncio.FIRST_COMPLETED)
+            if outward.done() and (trouble := outward.exception()) is not None:
+                await self._say(2 * index + 1, f"forward port {port}: {describe(trouble)}".encode())
+            elif stuck.done():
+                await self._say(2 * index + 1, f"forward port {port}: {UNTAKEN.format(STUCK_SECONDS)}".encode())
         finally:
             inbox.discard()
             writer.close()
-            await end([inward])
+            await end([inward, outward, stuck])
             await hang_up(writer)
+
+    async def _outward(self, index: int, reader: asyncio.StreamReader) -> None:
+        while data := await reader.read(CHUNK):
+            await self._say(2 * index, data)
 
     async def _inward(self, inbox: Inbox[bytes], writer: asyncio.StreamWriter) -> None:
         while (data := await inbox.get()) is not None:
-            if data:
-                writer.write(data)
+            for at in range(0, len(data), STEP):
+                writer.write(data[at : at + STEP])
                 await writer.drain()
+                inbox.touch()

@@ -1,7 +1,8 @@
 """The two kinds of connection to a client, SPDY and WebSocket, as streams that are read and written with bounded memory.
 
 A reader task takes what comes and puts it into the streams' inboxes. While an inbox is full nothing is read from the connection, so that a
-client is held back by TCP itself; while the client is slow, `send` waits. When the connection ends, `gone` is set and every inbox ends.
+client is held back by TCP itself; while the client is slow, `send` waits. When the connection ends, `gone` is set and every inbox ends; what
+was sent by then has a while to be taken, after which the connection is aborted, so that nobody waits for a client that never reads.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -24,9 +26,9 @@ from wsproto.events import (
 )
 from wsproto.utilities import RemoteProtocolError
 
-from tare.streaming import spdy
+from tare.streaming import carriers, spdy
 from tare.streaming.carriers import Carrier, bounded
-from tare.streaming.inbox import Inbox
+from tare.streaming.inbox import Budget, Inbox
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ NORMAL, PROTOCOL_ERROR, TOO_BIG = 1000, 1002, 1009
 class Peer:
     """A connection to a client, read from `begin` on until it ends; `close` ends it.
 
-    `idle`: seconds in which neither side says a word, after which it is given up.
+    `idle`: seconds in which neither side says a word, or the client takes nothing of what it is told, after which it is given up.
     """
 
     def __init__(self, carrier: Carrier, idle: float) -> None:
@@ -46,6 +48,7 @@ class Peer:
         self._task: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._last_call: asyncio.TimerHandle | None = None
         self._heard = 0.0  # when either side said something last
         self.gone = asyncio.Event()
 
@@ -71,6 +74,7 @@ class Peer:
             self._ended.set()
             self.gone.set()
             self._end_all()
+            self._last_call = loop.call_later(carriers.CLOSE_SECONDS, self._carrier.abort)
 
     def _look(self, bound: asyncio.Timeout) -> None:
         """End the reading where neither side has said a word for too long; else look again when that may be."""
@@ -86,13 +90,18 @@ class Peer:
 
     async def _wait_for(self, box: Inbox[Any]) -> None:
         """Until an inbox has room. Nothing is read meanwhile, so a client that leaves is looked for."""
-        while box.full():
+        since = asyncio.get_running_loop().time()
+        while box.held():
             try:
                 async with asyncio.timeout(LOOK):
                     await box.room()
             except TimeoutError:
                 if self._carrier.has_left():
                     self.gone.set()
+                await self._free(box, since)
+
+    async def _free(self, box: Inbox[Any], since: float) -> None:
+        """Nothing has been read since then, for an inbox's sake: what can be given up for the others may be."""
 
     def _end_all(self) -> None:
         raise NotImplementedError
@@ -110,6 +119,8 @@ class Peer:
     async def flush(self) -> None:
         """Send what is to be sent; returns when the client has room for more. A connection that breaks is `gone`."""
         self._push()
+        if self._ended.is_set():
+            return
         with contextlib.suppress(OSError):
             await self._carrier.drain()
 
@@ -120,6 +131,12 @@ class Peer:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        if self._last_call is not None:
+            self._last_call.cancel()
+
+    def drop(self) -> None:
+        """End the connection at once, whatever is still under way."""
+        self._carrier.abort()
 
 
 async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
@@ -137,14 +154,15 @@ async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
 
 
 class SpdyStream:
-    """One stream of a SPDY connection."""
+    """One stream of a SPDY connection. `stuck`: it was reset because nobody took what the client said on it."""
 
     def __init__(self, peer: SpdyPeer, number: int, headers: dict[str, str]) -> None:
         self._peer = peer
         self.number = number
         self.headers = headers
-        self.inbox: Inbox[bytes] = Inbox(lambda size: peer.consumed(number, size))
+        self.inbox: Inbox[bytes] = Inbox(lambda size: peer.consumed(number, size), peer.budget)
         self.reset = asyncio.Event()
+        self.stuck = False
 
     async def receive(self) -> bytes:
         """What came next; b"" at the end."""
@@ -157,14 +175,20 @@ class SpdyStream:
 
     async def abort(self) -> None:
         """End it both ways at once."""
+        self.inbox.discard()
         await self._peer.abort(self.number)
 
 
 class SpdyPeer(Peer):
-    """A client that speaks SPDY. New streams come out of `next_stream`, None when the connection is over."""
+    """A client that speaks SPDY. New streams come out of `next_stream`, None when the connection is over.
+
+    `patience`: seconds after which a stream is reset that holds up all others, since nobody takes anything of it.
+    """
 
     def __init__(self, carrier: Carrier, idle: float) -> None:
         super().__init__(carrier, idle)
+        self.budget = Budget()
+        self.patience = math.inf
         self._spdy = spdy.Connection()
         self._streams: dict[int, SpdyStream] = {}
         self._new: asyncio.Queue[SpdyStream | None] = asyncio.Queue()
@@ -205,6 +229,20 @@ class SpdyPeer(Peer):
             if ended is not None:
                 ended.reset.set()
                 ended.inbox.discard()
+
+    async def _free(self, box: Inbox[Any], since: float) -> None:
+        """See Peer. The stream whose inbox is full, or else the one with most of what fills them all."""
+        now = asyncio.get_running_loop().time()
+        late = [
+            stream
+            for stream in self._streams.values()
+            if stream.inbox.size() and now - max(since, stream.inbox.touched) > self.patience
+        ]
+        if late:
+            worst = max(late, key=lambda stream: (stream.inbox is box and box.full(), stream.inbox.size()))
+            worst.stuck = True
+            worst.reset.set()
+            await self.abort(worst.number)
 
     def _forget(self, number: int) -> None:
         """A stream that is over both ways has no more news."""
@@ -358,5 +396,9 @@ class Tunnel:
 
     async def close(self, ended: asyncio.Event) -> None:
         """See Carrier."""
-        await self.drain()
+        await bounded(self.drain())
         await self._peer.close()
+
+    def abort(self) -> None:
+        """See Carrier."""
+        self._peer.drop()

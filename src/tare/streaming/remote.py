@@ -11,6 +11,7 @@ Source: Kubernetes, remote command sub-protocols (k8s.io/apimachinery, remotecom
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ V1, V2, V3, V4 = (f"{name}channel.k8s.io" for name in ("", "v2.", "v3.", "v4."))
 SPDY_PROTOCOLS = (V4, V3, V2, V1)
 MAX_SIZE = 0xFFFF
 MAX_RESIZE = 4096  # bytes of one message of a window's size
+MAX_RESIZES = 16 * MAX_RESIZE  # bytes of those that come at once
+BLANK = re.compile(r"\s*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,23 +100,36 @@ class Sizes:
         self._decoder = json.JSONDecoder()
 
     def feed(self, data: bytes) -> list[Size]:
-        """The sizes that are whole by now; what is no size is passed over. Raises ValueError for an object that never ends."""
-        self._rest = (self._rest + data.decode("utf-8", "replace")).lstrip()
+        """The sizes that are whole by now; what is no size is passed over.
+
+        Raises ValueError for an object that never ends, and for more at once than a window's sizes can be.
+        """
+        if len(self._rest) + len(data) > MAX_RESIZES:
+            raise ValueError(f"more than {MAX_RESIZES} bytes of a window's sizes at once")
+        text = self._rest + data.decode("utf-8", "replace")
         found: list[Size] = []
-        while self._rest:
+        at = blank(text, 0)
+        while at < len(text):
             try:
-                value, end = self._decoder.raw_decode(self._rest)
+                value, end = self._decoder.raw_decode(text, at)
             except json.JSONDecodeError:
-                if len(self._rest) > MAX_RESIZE:
+                if len(text) - at > MAX_RESIZE:
                     raise ValueError("a window's size that is no JSON object") from None
                 break
             except RecursionError:
                 raise ValueError("a window's size that is nested without end") from None
-            self._rest = self._rest[end:].lstrip()
+            at = blank(text, end)
             size = size_of(value)
             if size is not None:
                 found.append(size)
+        self._rest = text[at:]
         return found
+
+
+def blank(text: str, at: int) -> int:
+    """Where the blanks that begin here end."""
+    found = BLANK.match(text, at)
+    return found.end() if found else at
 
 
 def size_of(value: object) -> Size | None:

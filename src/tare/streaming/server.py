@@ -19,6 +19,7 @@ import ssl
 import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -26,8 +27,8 @@ import h11
 from wsproto.utilities import generate_accept_token
 
 from tare.errors import FailedPrecondition, TareError, describe
-from tare.streaming import channels, forward, remote
-from tare.streaming.carriers import Stream
+from tare.streaming import carriers, channels, forward, remote
+from tare.streaming.carriers import Stream, bounded
 from tare.streaming.peers import SpdyPeer, Tunnel, WebSocketPeer
 from tare.streaming.remote import Outcome, Wanted
 from tare.streaming.sessions import BadClient, Session, SpdySession, WebSocketSession
@@ -40,6 +41,7 @@ HEAD_SIZE = 32 << 10
 LIMIT = 512 << 10  # bytes of a connection that are read ahead
 IDLE_SECONDS = 4 * 3600.0
 MAX_CONNECTIONS = 1000
+MAX_PORTS = 64  # in one URL
 LINGER_SECONDS, LINGER_SIZE = 1.0, 1 << 20  # a client that was refused may say no more than this to its end
 KEEPALIVE = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 9}  # seconds, seconds, times
 ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where a client on the node reaches what listens everywhere
@@ -98,6 +100,8 @@ class Server:
         self._tickets: Tickets[Request] = Tickets()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._open: set[asyncio.StreamWriter] = set()  # connections; a task may outlive its own, by a command
+        self._crowded = False  # as the log has been told
 
     async def start(self) -> None:
         """Listen. Raises FailedPrecondition."""
@@ -112,14 +116,20 @@ class Server:
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """End every session."""
+        """End every session, whose clients have a while to take what they were told."""
         for server in (self._server, self._local):
             if server is not None:
                 server.close()
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks, timeout=carriers.CLOSE_SECONDS)
+        for writer in self._open:
+            writer.transport.abort()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=carriers.CLOSE_SECONDS)
+            if late:
+                log.warning("streaming: %d sessions do not end", len(late))
 
     def url(self, kind: str, request: Request) -> str:
         """A URL that is good once, for a minute. Raises ResourceExhausted."""
@@ -139,9 +149,14 @@ class Server:
         self._begin(reader, writer, None)
 
     def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tls: ssl.SSLContext | None) -> None:
-        if len(self._tasks) >= MAX_CONNECTIONS:
+        if len(self._open) >= MAX_CONNECTIONS:
+            if not self._crowded:
+                log.warning("streaming: %d connections are open, further ones are turned away", len(self._open))
+            self._crowded = True
             writer.close()
             return
+        self._crowded = False
+        self._open.add(writer)
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer, tls))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -165,6 +180,7 @@ class Server:
             log.warning("streaming: %s", describe(error))
         finally:
             writer.close()
+            self._open.discard(writer)
 
     async def _answer(
         self, http: h11.Connection, head: h11.Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -193,7 +209,7 @@ class Server:
                 raise Refused(400, "no port was named: CRI's request did not, and there is no port= here")
         writer.write(http.send(h11.InformationalResponse(status_code=101, headers=headers)) or b"")
         await writer.drain()
-        carrier = Stream(reader, writer, http.trailing_data[0])
+        carrier = Stream(reader, writer, http.trailing_data[0], partial(self._open.discard, writer))
         peer = SpdyPeer(carrier, self._idle) if spdy else WebSocketPeer(carrier, self._idle)
         peer.begin()
         await self._session(kind, request, protocol, peer)
@@ -228,10 +244,13 @@ class Server:
             await session.open()
             run = self._backend.exec if kind == EXEC else self._backend.attach
             outcome = await run(request, session)
-        except (BadClient, TareError) as error:
-            outcome = Outcome(error=describe(error) if isinstance(error, TareError) else str(error))
+        except BadClient as error:
+            outcome = Outcome(error=str(error))
+        except (TareError, OSError) as error:
+            outcome = Outcome(error=describe(error))
         except asyncio.CancelledError:
-            await session.finish(Outcome(error="the server ends"))
+            await bounded(session.finish(Outcome(error="the server ends")))
+            peer.drop()
             raise
         await session.finish(outcome)
 
@@ -296,9 +315,12 @@ def values(head: h11.Request, name: bytes) -> list[str]:
 def ports_of(query: str) -> tuple[int, ...]:
     """The ports that a URL names. Raises Refused."""
     try:
-        return tuple(forward.port_of(text) for name, text in urllib.parse.parse_qsl(query) if name == "port")
+        ports = tuple(forward.port_of(text) for name, text in urllib.parse.parse_qsl(query) if name == "port")
     except forward.BadPort as error:
         raise Refused(400, str(error)) from error
+    if len(ports) > MAX_PORTS:
+        raise Refused(400, f"{len(ports)} ports were named, at most {MAX_PORTS} are possible")
+    return ports
 
 
 def words(given: Sequence[str]) -> list[str]:

@@ -92,6 +92,7 @@ class SpdySession:
             try:
                 self._known = self._reader.feed(data)
             except ValueError:
+                stream.inbox.discard()  # full, it would hold up the other streams
                 return None
         return None
 

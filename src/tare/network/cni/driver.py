@@ -98,6 +98,7 @@ class CniNetwork:
         self._gate = asyncio.Lock()  # no ADD while GC is told who is valid
         self._collected = not settings.gc
         self._busy: set[str] = set()  # pods whose DEL is under way
+        self._recovered = False
         self._retry_at: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -194,9 +195,15 @@ class CniNetwork:
         return attachment_of(added, network, pod_id)
 
     async def detach(self, pod_id: str) -> None:
-        """Take the pod off the network; if that fails it is tried again in the background. Idempotent."""
+        """Take the pod off the network; if that fails it is tried again in the background. Idempotent.
+
+        Until `recover` it is left to the background altogether: a daemon that starts must not wait for one plugin after the other.
+        """
         held = self._held.get(pod_id)
         if held is None or held.due or pod_id in self._busy:
+            return
+        if not self._recovered:
+            self._held.put(pod_id, replace(held, due=True, words="left by an earlier daemon"))
             return
         await self._delete(pod_id, held)
 
@@ -208,6 +215,7 @@ class CniNetwork:
 
     async def recover(self, pods: set[str]) -> None:
         """Have DEL done for what belongs to no pod of these, GC, and CHECK of the others: begun here, and gone on with in the background."""
+        self._recovered = True
         for pod_id, held in self._held.items():
             if pod_id not in pods and not held.due:
                 self._held.put(pod_id, replace(held, due=True, words="it belongs to no pod"))
@@ -225,9 +233,9 @@ class CniNetwork:
 
     async def _delete(self, pod_id: str, held: Held) -> bool:
         """DEL, once; whether that worked. If not it is due."""
-        netns = held.netns if await asyncio.to_thread(cache.lives, held.netns) else ""
         self._busy.add(pod_id)
         try:
+            netns = held.netns if await asyncio.to_thread(cache.lives, held.netns) else ""
             async with bounded(f"detach pod {pod_id}", DELETE_SECONDS):
                 await self._chain.delete(held.list, held.attachment(pod_id, netns))
             with cache_errors(f"forget the result of attaching pod {pod_id}"):

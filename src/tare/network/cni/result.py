@@ -54,6 +54,7 @@ def parse(output: str, version: str) -> dict[str, Any]:
         raise NoResult(f"what it printed is not JSON: {quoted(output)}") from error
     if not isinstance(document, dict):
         raise NoResult(f"what it printed is not a JSON object: {quoted(output)}")
+    document = present(document)
     if "msg" in document and "ips" not in document and "interfaces" not in document:
         raise NoResult(f"it ended with 0 and printed an error: {quoted(output)}")
     check(document)
@@ -61,6 +62,20 @@ def parse(output: str, version: str) -> dict[str, Any]:
     if said not in VERSIONS:
         raise NoResult(f"its result is of version {said}, and {version} was asked for")
     return convert(document, version)
+
+
+def present(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document without what is null in it, or in an object of a list of its own: that is as good as absent."""
+    value = without_null(document)
+    for key, entry in value.items():
+        if isinstance(entry, list):
+            value[key] = [without_null(item) if isinstance(item, dict) else item for item in entry]
+    return value
+
+
+def without_null(item: Mapping[str, Any]) -> dict[str, Any]:
+    """The members of an object that are not null."""
+    return {key: entry for key, entry in item.items() if entry is not None}
 
 
 def check(document: Mapping[str, Any]) -> None:
@@ -142,11 +157,24 @@ def refusal(output: str) -> Refusal | None:
         return None
     code = document.get("code")
     code = code if type(code) is int else 0
-    words = "; ".join(filter(None, (document["msg"], str(document.get("details") or ""), CODES.get(code, ""))))
+    words = "; ".join(
+        filter(None, (shown(document["msg"]), shown(str(document.get("details") or "")), CODES.get(code, "")))
+    )
     return Refusal(code, f"{words} (code {code})" if code else words)
 
 
 def quoted(output: str) -> str:
     """The beginning of what a plugin printed."""
-    text = output.strip()
-    return repr(text if len(text) <= QUOTED else f"{text[:QUOTED]}…")
+    return repr(beginning(output))
+
+
+def shown(words: str) -> str:
+    """The beginning of a plugin's own words, quoted where they are not one line of text."""
+    text = beginning(words)
+    return text if text.isprintable() else repr(text)
+
+
+def beginning(text: str) -> str:
+    """As much of a text as a message shows."""
+    text = text.strip()
+    return text if len(text) <= QUOTED else f"{text[:QUOTED]}…"
