@@ -211,6 +211,11 @@ def keepers(launch: Launch) -> list[int]:
     return [process.pid for process in found if process.name != "tare-launcher"]
 
 
+def started_here(launch: Launch) -> list[int]:
+    """Children of this process, which may have others beside, that a launch of this run directory has begun."""
+    return [p.pid for p in leaks.processes() if p.parent == os.getpid() and str(launch.run_directory) in p.command]
+
+
 def test_nobody_s_child(tmp_path: Path) -> None:
     """The daemon has no zombie to reap when a keeper ends, and its end is no signal for the keeper."""
 
@@ -221,7 +226,7 @@ def test_nobody_s_child(tmp_path: Path) -> None:
         keeper = launch.pid_of("keeper")
         await launch.kill_ours("keeper")
         await replaced(launch, "keeper", keeper)
-        await until(lambda: children(os.getpid()) == [], "the end of what started it")
+        await until(lambda: not started_here(launch), "the end of what started it")
 
     in_launch(tmp_path, body)
 

@@ -50,7 +50,7 @@ class Guests:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-            return self._process.wait()
+        return self._process.wait()  # with no descriptor more than before: tests count them
 
     def _output(self, name: str) -> Path:
         return Path(self._directory.name) / name
