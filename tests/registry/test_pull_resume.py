@@ -148,6 +148,7 @@ def test_a_stopped_daemon_keeps_what_it_has(registry: Registry, big: tuple[str, 
             pulling = asyncio.ensure_future(service.pull(f"{proxy.url}/{path}", None))
             while proxy.sent < size // 2:
                 await asyncio.sleep(0.01)
+            await asyncio.sleep(1.0)  # what the proxy has sent may still be on its way
         with pytest.raises(asyncio.CancelledError):
             await pulling
         proxy.script = lambda _: None

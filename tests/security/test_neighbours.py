@@ -34,7 +34,7 @@ def test_a_fork_bomb_hits_its_limit_and_nobody_else(tmp_path: Path) -> None:
         await until(lambda: len(manager.processes(path)) >= 24, "the limit")
         assert len(manager.processes(path)) <= 25
         with pytest.raises(StartFailed):  # there is no room for another process in it
-            for _ in range(3):
+            for _ in range(50):  # one may slip in where the bomb's shell has just given up
                 await launch.exec(box, ["true"])
         assert (await launch.run(["echo", "others"])).out == "others\n"
         await launch.kill(box)
