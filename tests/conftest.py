@@ -10,12 +10,16 @@ try new ones.
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import uuid
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tare.oci import seals, state
 from tests.support import leaks
 
 SETTLE_SECONDS = 5.0
@@ -59,6 +63,21 @@ GUARD = pytest.StashKey[Guard]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[GUARD] = Guard()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def seal_is_temporary() -> Iterator[None]:
+    """The mount is made once for each boot, and meant to stay; here it goes, where it was not there before."""
+    before = os.path.exists(seals.DIRECTORY)
+    root = os.path.exists(state.DEFAULT_ROOT)
+    yield
+    if not root and os.path.exists(state.DEFAULT_ROOT):
+        shutil.rmtree(state.DEFAULT_ROOT)  # podman's calls name no other; what it holds by now is compiled filters
+    if not before and os.path.exists(seals.DIRECTORY):
+        for place in Path(seals.DIRECTORY).glob(f"{seals.PREFIX}*/{seals.INTERPRETER}"):
+            if seals.mounted(str(place)):
+                subprocess.run(["umount", str(place)], check=True)
+        shutil.rmtree(seals.DIRECTORY)
 
 
 @pytest.fixture(scope="module", autouse=True)
