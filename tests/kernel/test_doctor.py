@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tare.cli import examine
+from tare.cli.examine import Finding, State
 from tare.config import Config, HandlerConfig, RuntimeConfig
 from tare.launch import linux
-from tare.runtime import abilities, examine
-from tare.runtime.examine import Finding, State
+from tare.runtime import abilities
 
 pytestmark = pytest.mark.root
 

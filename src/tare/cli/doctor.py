@@ -20,7 +20,7 @@ def doctor(path: str | None, root: str | None, output: str) -> int:
     It looks at the node itself and needs no daemon. Ends with 1 where something is missing without which pods do not run.
     """
     from tare import config
-    from tare.runtime.examine import State, examine
+    from tare.cli.examine import State, examine
 
     findings = asyncio.run(examine(config.load(path, root=root)))
     if output == "json":

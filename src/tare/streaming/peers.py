@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import Any
 
@@ -37,7 +38,7 @@ LOOK = 1.0  # seconds between two looks for a client that is not read from
 NORMAL, PROTOCOL_ERROR, TOO_BIG = 1000, 1002, 1009
 
 
-class Peer:
+class Peer(ABC):
     """A connection to a client, read from `begin` on until it ends; `close` ends it.
 
     `idle`: seconds in which neither side says a word, or the client takes nothing of what it is told, after which it is given up.
@@ -85,8 +86,9 @@ class Peer:
         else:
             self._timer = loop.call_later(rest, self._look, bound)
 
+    @abstractmethod
     async def _take(self, data: bytes) -> None:
-        raise NotImplementedError
+        """What the client has said."""
 
     async def _wait_for(self, box: Inbox[Any]) -> None:
         """Until an inbox has room. Nothing is read meanwhile, so a client that leaves is looked for."""
@@ -102,12 +104,15 @@ class Peer:
 
     async def _free(self, box: Inbox[Any], since: float) -> None:
         """Nothing has been read since then, for an inbox's sake: what can be given up for the others may be."""
+        return
 
+    @abstractmethod
     def _end_all(self) -> None:
-        raise NotImplementedError
+        """Nothing more will come: whoever waits is told."""
 
+    @abstractmethod
     def _output(self) -> bytes:
-        raise NotImplementedError
+        """What is to be sent now."""
 
     def _push(self) -> None:
         """Hand what is to be sent to the connection."""
