@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import subprocess
 import sys
@@ -140,6 +141,34 @@ def test_a_kernel_that_forbids_executable_memory(tmp_path: Path, setting: str, i
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [image, words, "1"]
+
+
+def test_memory_that_cannot_be_sealed_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refuses to seal what it holds pages of, here what is mapped for writing; then too the overlay serves."""
+    create, held = os.memfd_create, []
+
+    def create_held(name: str, flags: int) -> int:
+        fd = create(name, flags)
+        if name == "tare":
+            os.ftruncate(fd, mmap.PAGESIZE)
+            held.append(mmap.mmap(fd, mmap.PAGESIZE))
+        return fd
+
+    monkeypatch.setattr(os, "memfd_create", create_held)
+
+    async def body(launch: Launch) -> None:
+        assert held
+        for name in ("keeper", "launcher"):
+            exe = f"/proc/{launch.pid_of(name)}/exe"
+            assert os.readlink(exe) == f"/{NAME}"
+            with pytest.raises(OSError, match="Read-only file system"):
+                os.close(os.open(exe, os.O_WRONLY))
+
+    try:
+        in_launch(tmp_path, body)
+    finally:
+        for memory in held:
+            memory.close()
 
 
 def test_a_start_that_cannot_be(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import struct
 from pathlib import Path
@@ -34,6 +35,28 @@ def test_a_plan_comes_back_as_it_was_and_cannot_be_changed() -> None:
                 change()
     finally:
         os.close(fd)
+
+
+def test_a_plan_whose_memory_is_held_is_written_to_other_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    create, held = os.memfd_create, []
+
+    def create_held(name: str, flags: int) -> int:
+        fd = create(name, flags)
+        if len(held) < 2:  # what is mapped for writing cannot be sealed
+            os.ftruncate(fd, mmap.PAGESIZE)
+            held.append(mmap.mmap(fd, mmap.PAGESIZE))
+        return fd
+
+    monkeypatch.setattr(os, "memfd_create", create_held)
+    fd = plan.seal({"n": 1})
+    try:
+        assert len(held) == 2
+        assert plan.read(fd) == {"n": 1}
+        assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) == plan.SEALS
+    finally:
+        os.close(fd)
+        for memory in held:
+            memory.close()
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,10 @@ def start_keeper(run: Path) -> None:
         log = os.open(run / "launch.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             status = spawn(command, sealed_copy(real), log)
-        except PermissionError:  # the sysctl vm.memfd_noexec
+        except OSError as error:
+            # EACCES, EPERM: the sysctl vm.memfd_noexec. EBUSY: the kernel itself holds a page of the copy (reclaim, compaction).
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EBUSY):
+                raise
             status = spawn(command, overlay_view(real), log)
         finally:
             os.close(log)

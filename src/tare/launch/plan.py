@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 MARSHAL_VERSION = 2  # the form that every Python 3 reads alike
 MAX_SIZE = 16 << 20
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+EBUSY = 16
+ATTEMPTS = 4
 
 
 def seal(plan: Plan) -> int:
@@ -40,6 +42,18 @@ def seal(plan: Plan) -> int:
     data = marshal.dumps(plan, MARSHAL_VERSION)
     if len(data) > MAX_SIZE:
         raise OSError(7, f"the plan is {len(data)} bytes long, at most {MAX_SIZE} are possible")
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return sealed(data)
+        except OSError as error:
+            # Memory cannot be sealed while the kernel itself holds a page of it (reclaim, compaction); other pages may do.
+            if error.errno != EBUSY:
+                raise
+    return sealed(data)
+
+
+def sealed(data: bytes) -> int:
+    """A memfd with these bytes, sealed against every change."""
     fd = os.memfd_create("tare-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         view = memoryview(data)
