@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -239,3 +242,38 @@ def test_a_netns_deleted_from_outside(node: CniNode) -> None:
     sh(f"umount {node.daemon.run}/pods/{pod}/net")
     node.stop_pod(pod)
     until(lambda: node.addresses_held() == [])
+
+
+def test_the_whole_path_and_check_on_demand(node: CniNode) -> None:
+    """`tare inspect POD`, `tare network ls` and `check` tell of plugins' work what the kernel has of it, and what CHECK says."""
+    node.bring(bridge(node), node.scripted())
+    pod = node.run_pod("web")
+    info = node.daemon.client.call(
+        node.daemon.client.runtime.PodSandboxStatus, pb.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True)
+    ).info["info"]
+    found = json.loads(info)["network"]
+    assert (found["mode"], found["name"], found["plugins"]) == ("cni", "pods", ["bridge", "scripted"])
+    assert found["result"]["ips"][0]["address"] == "10.77.0.2/24" and found["troubles"] == []
+    loopback, eth0 = found["interfaces"]
+    assert loopback["up"] and "10.77.0.2/24" in eth0["addresses"] and eth0["peer"]["bridge"] == "cni7"
+    assert ("0.0.0.0/0", "10.77.0.1") in [(route["destination"], route["gateway"]) for route in found["routes"]]
+    networks = {item["name"]: item for item in json.loads(tare(node, "network", "ls", "-o", "json").stdout)}
+    assert (networks["pods"]["mode"], networks["pods"]["pods"]) == ("cni", {pod: "10.77.0.2/24, fd77::2/64"})
+    assert tare(node, "network", "check").returncode == 0
+    assert "remove network pods: it is CNI's (take its configuration away" in tare(node, "network", "rm", "pods").stderr
+    node.tell("CHECK", "error")
+    result = tare(node, "network", "check", "web")
+    assert result.returncode == 1 and "plugin scripted, CHECK: the sky fell" in " ".join(result.stdout.split())
+    node.refused(
+        "FAILED_PRECONDITION",
+        "with CNI there is one network",
+        node.run_pod,
+        node.pod_config("blue", annotations={"network.tare.dev/network": "blue"}),
+    )
+
+
+def tare(node: CniNode, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line."""
+    environment = {**os.environ, "TARE_SOCKET": str(node.daemon.socket)}
+    command = [sys.executable, "-m", "tare.cli.main", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)

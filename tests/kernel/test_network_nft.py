@@ -26,7 +26,9 @@ REDIRECTS = (
         target_port=10,
     ),
 )
-TABLE = firewall.Table("tare-test0", "br-test", (SUBNET4, SUBNET6), REDIRECTS)
+TABLE = firewall.Table(
+    "tare-test0", "br-test", (SUBNET4, SUBNET6), REDIRECTS, ("br-one", "br-two"), frozenset({"link-local", "node"})
+)
 WANTED = """
 table inet tare-test0 {
     map any4 { type inet_proto . inet_service : ipv4_addr . inet_service; elements = { tcp . 8080 : 10.99.16.2 . 80 } }
@@ -66,6 +68,22 @@ table inet tare-test0 {
         oifname "br-test" meta mark & 0x2000 == 0x2000 masquerade fully-random
         oifname "br-test" ip saddr 127.0.0.0/8 masquerade fully-random
     }
+    chain forward {
+        type filter hook forward priority filter; policy accept;
+        iifname "br-test" oifname "br-one" ct status & dnat == 0 reject with icmpx admin-prohibited
+        iifname "br-test" oifname "br-two" ct status & dnat == 0 reject with icmpx admin-prohibited
+    }
+    chain links {
+        type filter hook prerouting priority mangle; policy accept;
+        iifname "br-test" ct state established,related accept
+        iifname "br-test" ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited
+        iifname "br-test" ip6 daddr fe80::/10 meta l4proto != ipv6-icmp reject with icmpx admin-prohibited
+    }
+    chain node {
+        type filter hook input priority filter; policy accept;
+        iifname "br-test" ct state established,related accept
+        iifname "br-test" meta l4proto != ipv6-icmp reject with icmpx admin-prohibited
+    }
 }
 """
 
@@ -88,7 +106,7 @@ def test_the_table_is_the_one_that_nft_would_make() -> None:
     assert ruleset() == by_nft
     assert sh("nft list ruleset") == text
     kinds = [next(iter(item)) for item in by_nft]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"table": 1, "map": 4, "chain": 5, "rule": 16}
+    assert {kind: kinds.count(kind) for kind in kinds} == {"table": 1, "map": 4, "chain": 8, "rule": 23}
 
 
 @on_its_own_node

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from tests.support.netns import Namespace, checked, in_thread, ip, libc, on_its_
 
 pytestmark = pytest.mark.root
 BRIDGE = "br-test"
+IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2  # not in Python's socket
+HEADERS = 28  # bytes of IPv4's and UDP's
 CONFIG = NetworkConfig(bridge=BRIDGE, subnet="10.99.0.0/24")
 
 
@@ -80,6 +84,38 @@ def test_the_mtu_is_the_uplinks_unless_told(tmp_path: Path) -> None:
         told = network(tmp_path, NetworkConfig(bridge=BRIDGE, subnet="10.99.0.0/24", mtu=1280))
         asyncio.run(told.setup())
         assert ip(f"link show dev {BRIDGE}")[0]["mtu"] == 1280
+
+
+@on_its_own_node
+def test_packets_as_large_as_the_mtu_pass_and_a_narrower_path_is_told(tmp_path: Path) -> None:
+    """Nothing may be fragmented: what the pod's link does not carry is refused there, what a later one does not, by the node's word."""
+    with Namespace() as outside, Namespace() as far, Namespace() as pod:
+        wire(outside, "uplink", "eth9")
+        wire(far, "narrow", "eth9")
+        sh("ip link set uplink mtu 1400")
+        sh("ip link set narrow mtu 1300")
+        for other, here, there in (
+            (outside, "192.0.2.2/24 dev uplink", "192.0.2.1"),
+            (far, "198.51.100.2/24 dev narrow", "198.51.100.1"),
+        ):
+            sh(f"ip addr add {here}")
+            other.sh(f"ip addr add {there}/24 dev eth9")
+        sh("ip route add default via 192.0.2.1")
+        net = network(tmp_path)
+        asyncio.run(net.setup())
+        asyncio.run(net.attach("1" * 64, pod.fd, pod.netlink))
+        client = pod.udp()
+        client.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+        for other, address, mtu in ((outside, "192.0.2.1", 1400), (far, "198.51.100.1", 1300)):
+            server = other.udp(address)
+            port = server.getsockname()[1]
+            client.sendto(bytes(mtu - HEADERS), (address, port))
+            assert len(server.recv(2000)) == mtu - HEADERS
+            with pytest.raises(OSError, match="Message too long"):
+                for _ in range(10):  # the first one may go, for the node to answer that it is too long
+                    client.sendto(bytes(mtu - HEADERS + 1), (address, port))
+                    time.sleep(0.05)
+        asyncio.run(net.teardown())
 
 
 @on_its_own_node

@@ -65,14 +65,15 @@ def test_leases_outlive_the_daemon(database: Database) -> None:
     assert again.pods() == {"b"}
 
 
-def test_a_pod_holds_one_address_in_a_network(database: Database) -> None:
+def test_a_pod_holds_one_address_whatever_the_network(database: Database) -> None:
     leases = Leases(database)
-    leases.take(SMALL, "a")
-    with pytest.raises(FailedPrecondition, match="pod a: it holds one already"):
-        leases.take(SMALL, "a")
-    leases.take(ipaddress.IPv4Network("10.10.0.0/24"), "a")
+    first = leases.take(SMALL, "a")
+    for subnet in (SMALL, ipaddress.IPv4Network("10.10.0.0/24")):
+        with pytest.raises(FailedPrecondition, match="pod a: it holds one already"):
+            leases.take(subnet, "a")
+    assert leases.of("a") == {str(SMALL): str(first)}
     leases.release("a")
-    assert leases.pods() == set()
+    assert (leases.pods(), leases.of("a")) == (set(), {})
     leases.release("a")
 
 

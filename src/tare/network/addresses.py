@@ -79,7 +79,7 @@ class Leases:
         network = str(subnet)
         with self._database.transaction():
             held = self.held(network)
-            if pod_id in held.values():
+            if self.of(pod_id):
                 raise FailedPrecondition(f"lease an address to pod {pod_id}", cause="it holds one already")
             self._forget_rested(network)
             address = choose(subnet, held, self._resting(network), self._last(network))
@@ -94,6 +94,15 @@ class Leases:
             )
         return ipaddress.IPv4Address(address)
 
+    def regain(self, network: str, address: str, pod_id: str) -> bool:
+        """Give a pod an address that it had, if no other has it; whether it holds it now."""
+        self._database.execute(
+            "INSERT INTO leases (network, address, pod_id) VALUES (?, ?, ?) ON CONFLICT (network, address)"
+            " DO UPDATE SET pod_id = excluded.pod_id, released_at = NULL WHERE released_at IS NOT NULL",
+            (network, address, pod_id),
+        )
+        return self.held(network).get(address) == pod_id
+
     def release(self, pod_id: str) -> None:
         """Give back whatever the pod holds, in any network."""
         self._database.execute(
@@ -104,6 +113,13 @@ class Leases:
         """Which address of the network is held by which pod."""
         rows = self._database.execute(
             "SELECT address, pod_id FROM leases WHERE network = ? AND released_at IS NULL", (network,)
+        )
+        return dict(rows)
+
+    def of(self, pod_id: str) -> dict[str, str]:
+        """Which address the pod holds, by its network: at most one."""
+        rows = self._database.execute(
+            "SELECT network, address FROM leases WHERE pod_id = ? AND released_at IS NULL", (pod_id,)
         )
         return dict(rows)
 

@@ -1,4 +1,4 @@
-"""The embedded network: a pod gets an address, and a veth whose other end is on the instance's bridge.
+"""An embedded network: a pod gets an address, and a veth whose other end is on the network's bridge. `embedded` has all of an instance's.
 
     pod's netns                            node's netns
     ┌─────────────────────────┐            ┌───────────────────────────────────────────────────────────┐
@@ -9,6 +9,8 @@
 
 Nothing here enters a namespace: the peer is made inside by descriptor, and configured on a netlink socket that lives there.
 What another part does: making and pinning the namespace (runtime), sysctls of the pod (launcher), other drivers.
+
+A pod whose rate is bounded has one device more on the node (`shaping`).
 
 Attaching takes a millisecond and is done where it is called. Detaching unplugs the link (0.2 ms), after which no packet
 passes and the address is free, and leaves its removal, for which the kernel takes 20 ms and more, to a thread.
@@ -21,24 +23,27 @@ import contextlib
 import ipaddress
 import logging
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from errno import ENODEV
+from errno import ENODEV, ENOENT, EOPNOTSUPP
 from pathlib import Path
 
-from tare.config import NetworkConfig
+from tare.config import Isolation, NetworkConfig
 from tare.errors import FailedPrecondition, InternalError, InvalidArgument, TareError, describe
-from tare.network import bridge, rtnetlink, subnets, sysctl
+from tare.network import bridge, rtnetlink, shaping, subnets
 from tare.network.addresses import Leases, companion, gateway
+from tare.network.forwarding import Forwarding
 from tare.network.netlink import Netlink, NetlinkError
 from tare.network.publishing import Publisher
 from tare.network.rtnetlink import Interface, Link, Network
+from tare.network.subnets import Occupied
 from tare.network.wishes import Wishes
 from tare.state.database import Database
 
 log = logging.getLogger(__name__)
 INTERFACE = "eth0"
+DEFAULT = "default"
 MTU_RANGE = range(576, 65536)
 
 
@@ -55,12 +60,17 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remembered:
-    """What state.db keeps of a bridge by its name: the subnets of the last start, and those that the cluster has given to this node ("": none)."""
+    """What state.db keeps of a bridge by its name: the subnets of the last start, and those that the cluster has given to this node ("": none).
+
+    `name` is the network's; "" is the default one. `isolation` is what pods are kept from also when the settings name the network no more.
+    """
 
     subnet: str
     given: str = ""
     subnet6: str = ""
     given6: str = ""
+    name: str = ""
+    isolation: tuple[Isolation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +102,57 @@ def node() -> Iterator[Netlink]:
 
 
 class EmbeddedNetwork:
-    """The network of one instance. `database` is state.db; `run` tells instances on one node apart."""
+    """One network of an instance. `database` is state.db; `run` tells instances on one node apart.
 
-    def __init__(self, database: Database, config: NetworkConfig, run: Path) -> None:
+    `others` are the bridges of the instance's other networks, and `reserved` the ranges that are theirs.
+    """
+
+    def __init__(self, database: Database, config: NetworkConfig, run: Path, name: str = DEFAULT) -> None:
+        self.name = name
+        self.others: tuple[str, ...] = ()
+        self.reserved: tuple[Occupied, ...] = ()
         self._config = config
         self._run = run.resolve()
-        self._bridge = subnets.bridge_name(config.bridge, self._run)
-        self._leases = Leases(database)
+        self._seed = self._run if name == DEFAULT else self._run / "networks" / name
+        self.bridge = subnets.bridge_name(config.bridge, self._seed)
+        self.leases = Leases(database)
+        self._forwarding = Forwarding(database)
         self._remembered = database.table("networks", Remembered)
-        remembered = self._remembered.get(self._bridge)
+        remembered = self._remembered.get(self.bridge)
         self._given = (remembered.given, remembered.given6) if remembered is not None else ("", "")
         self._removal = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tare-links")
-        self._publisher = Publisher(database, self._bridge, self._removal.submit)
-        self._ready: Ready | None = None
+        self.publisher = Publisher(database, self.bridge, self._removal.submit)
+        self.ready: Ready | None = None
+        self._given_up = False
         if config.mtu and config.mtu not in MTU_RANGE:
+            section = "[network]" if name == DEFAULT else f"[network.networks.{name}]"
             raise InvalidArgument(
-                f"[network] mtu = {config.mtu}",
+                f"{section} mtu = {config.mtu}",
                 cause=f"it is neither 0 (the uplink's) nor {MTU_RANGE[0]} to {MTU_RANGE[-1]}",
             )
+
+    @property
+    def isolation(self) -> frozenset[str]:
+        """What of the node pods do not reach."""
+        return frozenset(self._config.isolation)
+
+    @property
+    def subnet(self) -> str:
+        """The IPv4 subnet in which pods have their addresses, now or when the network was there last; "" before that."""
+        remembered = self._remembered.get(self.bridge)
+        return remembered.subnet if remembered is not None else ""
+
+    @property
+    def ranges(self) -> tuple[str, ...]:
+        """The subnets that it has, or is to have according to the settings."""
+        remembered = self._remembered.get(self.bridge)
+        had = (remembered.subnet, remembered.subnet6) if remembered is not None else ("", "")
+        wanted = (self._config.subnet or had[0], self._config.subnet6 or had[1])
+        return tuple(item for item in wanted if item)
+
+    def pods(self) -> set[str]:
+        """The pods that hold an address of it."""
+        return set(self.leases.held(self.subnet).values()) if self.subnet else set()
 
     async def setup(self) -> None:
         """Make the bridge, forwarding and the masquerade table; what is there already stays. Raises TareError."""
@@ -126,18 +169,20 @@ class EmbeddedNetwork:
         before, self._given = self._given, given
         try:
             with node() as netlink:
-                if before != given or self._ready is None:
+                if before != given or self.ready is None:
                     self._set_up(netlink)
         except BaseException:
             self._given = before
             raise
 
     def status(self) -> str | None:
-        """None when pods can be attached, or why they cannot. What is missing is made, if it can be."""
+        """None when pods can be attached, or why they cannot. What is missing is made, if it can be, but for what was given up."""
+        if self._given_up:
+            return None
         try:
             with node() as netlink:
                 self._usable(netlink)
-            self._publisher.repair()
+            self.publisher.repair()
         except TareError as error:
             return str(error)
         return None
@@ -151,17 +196,17 @@ class EmbeddedNetwork:
         """
         with node() as host:
             network = self._usable(host)
-            self._publisher.repair()  # one question, of 0.1 ms
-            address = self._leases.take(network.subnet, pod_id)
+            self.publisher.repair()  # one question, of 0.1 ms
+            address = self.leases.take(network.subnet, pod_id)
             try:
                 taken = []
                 if wishes is not None and wishes.ports:
                     ips = [item.ip for item in network.addresses(address)]
-                    taken = self._publisher.publish(wishes.ports, ips, pod_id, f"{wishes.namespace}/{wishes.name}")
+                    taken = self.publisher.publish(wishes.ports, ips, pod_id, f"{wishes.namespace}/{wishes.name}")
                 attachment = self._connect(host, Netlink(netlink), pod_id, netns, network, address)
                 if wishes is not None and (wishes.ingress or wishes.egress):
-                    self._limit(host, Netlink(netlink), attachment, wishes)
-                self._publisher.forget_before(host, taken)
+                    self._limit(host, pod_id, wishes)
+                self.publisher.forget_before(host, taken)
                 return attachment
             except BaseException:
                 try:
@@ -176,73 +221,86 @@ class EmbeddedNetwork:
             self._disconnect(host, pod_id)
 
     async def recover(self, pods: set[str]) -> None:
-        """Remove the links, and release the ports and the leases, of pods other than these. Works before `setup` too."""
-        with node() as netlink:
-            links = self._pod_links(netlink)
-            self._unplug(netlink, [link for pod_id, link in links if pod_id not in pods])
-        self._publisher.keep(pods)
-        for pod_id in self._leases.pods() - pods:
-            self._leases.release(pod_id)
+        """Remove the links, and release the ports and the leases, of pods other than these. Works before `setup` too.
+
+        For an instance with this network alone; one with several has all of them recovered at once (`embedded`).
+        """
+        with node() as host:
+            self.unplug(host, [link for pod_id, link in bridge.pod_links(host, self._run) if pod_id not in pods])
+            for pod_id in (self.leases.pods() | self.publisher.pods()) - pods:
+                self._disconnect(host, pod_id)
 
     async def teardown(self) -> None:
-        """Remove the bridge, what hangs on it and the table; leases and forwarding stay. Idempotent."""
-        self._ready = None
-        with node() as netlink:
-            self._unplug(netlink, [link for _, link in self._pod_links(netlink)])
-            link = bridge.find_link(netlink, self._bridge)
+        """Remove the bridge, what hangs on it and the table; leases stay, and so does the node's forwarding. Idempotent.
+
+        It is made anew when the next pod comes, or the next daemon.
+        """
+        self.ready, self._given_up = None, True
+        with node() as host:
+            link = bridge.find_link(host, self.bridge)
+            mine = {0, link.index} if link is not None else {0}
+            links = bridge.pod_links(host, self._run)
+            pods = {pod_id for pod_id, item in links if item.master in mine and item.kind == "veth"}
+            self.unplug(host, [item for pod_id, item in links if pod_id in pods])
         if link is not None and link.alias == bridge.mark(self._run):
             self._removal.submit(remove_link, link)
-        self._publisher.remove()
+        self.publisher.remove()
         await self.settle()
 
-    async def look(self) -> None:
-        """What `status` tells is looked at when it is asked."""
+    def exists(self) -> bool:
+        """Whether there is anything of it on the node: its bridge, or its table. Raises NetlinkError."""
+        with node() as host:
+            link = bridge.find_link(host, self.bridge)
+        return (link is not None and link.alias == bridge.mark(self._run)) or self.publisher.rules() > 0
 
-    async def close(self) -> None:
-        """What was begun is finished."""
-        await self.settle()
-
-    def describe(self) -> Mapping[str, object]:
-        """For who asks what the daemon knows of itself."""
-        return {"mode": "embedded", "bridge": self._bridge, "subnet": str(self._ready.subnet) if self._ready else None}
+    def forget(self) -> None:
+        """What state.db remembers of it goes."""
+        self._remembered.delete(self.bridge)
 
     async def settle(self) -> None:
         """Wait until the links that were unplugged so far are removed, and flows to ports that moved are forgotten."""
         await asyncio.wrap_future(self._removal.submit(int))
 
     def _set_up(self, netlink: Netlink) -> Ready:
-        self._ready = None
+        self.ready = None
         host = bridge.look(netlink)
-        remembered = self._remembered.get(self._bridge)
+        remembered = self._remembered.get(self.bridge)
         before = ipaddress.IPv4Network(remembered.subnet) if remembered else None
         before6 = ipaddress.IPv6Network(remembered.subnet6) if remembered and remembered.subnet6 else None
-        in_use = before is not None and bool(self._leases.held(str(before)))
-        ranges = bridge.occupied(host, self._bridge)
+        in_use = before is not None and bool(self.leases.held(str(before)))
+        ranges = [*bridge.occupied(host, self.bridge), *self.reserved]
         given, given6 = self._given
-        subnet = subnets.choose_subnet(self._config.subnet or given, self._run, before, ranges, in_use)
+        subnet = subnets.choose_subnet(self._config.subnet or given, self._seed, before, ranges, in_use)
         subnet6 = subnets.choose_subnet6(self._config.subnet6 or given6, subnet, before6, ranges, in_use)
+        nets: list[Network] = [subnet] if subnet6 is None else [subnet, subnet6]
+        for net in nets:
+            subnets.refuse_shared(net, self.reserved)
         ready = Ready(0, subnet, subnet6, self._config.mtu or bridge.uplink_mtu(host))
         stale = Ready(0, before, before6, 0).gateways() if before is not None else []
-        wanted = bridge.Bridge(self._bridge, self._run, tuple(ready.gateways()), ready.mtu)
-        index = bridge.ensure(netlink, host, wanted, stale)
+        wanted = bridge.Bridge(self.bridge, self._run, tuple(ready.gateways()), ready.mtu)
+        index = bridge.ensure(netlink, host, wanted, stale, self.pods())
         self._remembered.put(
-            self._bridge,
-            Remembered(subnet=str(subnet), given=given, subnet6=str(subnet6) if subnet6 else "", given6=given6),
+            self.bridge,
+            Remembered(
+                subnet=str(subnet),
+                given=given,
+                subnet6=str(subnet6) if subnet6 else "",
+                given6=given6,
+                name=self.name,
+                isolation=self._config.isolation,
+            ),
         )
-        sysctl.ensure("1", "net", "ipv4", "ip_forward")
-        if subnet6 is not None:
-            bridge.forward_ipv6(host)
-        nets: list[Network] = [subnet] if subnet6 is None else [subnet, subnet6]
-        self._publisher.set_up(tuple(nets))
-        self._ready = replace(ready, index=index)
-        return self._ready
+        self._forwarding.forward(host, ipv6=subnet6 is not None)
+        self.publisher.set_up(tuple(nets), self.others, self.isolation)
+        self.ready, self._given_up = replace(ready, index=index), False
+        return self.ready
 
     def _usable(self, netlink: Netlink) -> Ready:
         """The network as it was set up, or set up again where its bridge is gone or down."""
-        if self._ready is not None:
-            link = bridge.find_link(netlink, self._bridge)
-            if link is not None and link.index == self._ready.index and link.up:
-                return self._ready
+        if self.ready is not None:
+            link = bridge.find_link(netlink, self.bridge)
+            if link is not None and link.index == self.ready.index and link.up:
+                return self.ready
         return self._set_up(netlink)
 
     def _connect(
@@ -275,7 +333,7 @@ class EmbeddedNetwork:
         )
         # The carrier reaches the bridge's port, the bridge and their queues when a kernel thread gets to it; to be asked about a link
         # makes the kernel do it now (since 6.8). Otherwise the pod's first ARP request may be lost, and the next is a second later.
-        host.ask(rtnetlink.get_link(name), rtnetlink.get_link(self._bridge))
+        host.ask(rtnetlink.get_link(name), rtnetlink.get_link(self.bridge))
         # IPv6 is as slow to listen for who asks after its addresses (a work queue joins the group), so each is told of the other.
         for there, mine in zip(via, own, strict=True):
             if mine.version == 6:
@@ -283,34 +341,50 @@ class EmbeddedNetwork:
                 pod.run([rtnetlink.add_neighbour(inside.index, there, bridge.mac_of(via[0]))])
         return Attachment(tuple(str(item.ip) for item in own), INTERFACE, mac, name, str(via[0]))
 
-    def _limit(self, host: Netlink, pod: Netlink, attachment: Attachment, wishes: Wishes) -> None:
-        """Hold both ends of the link to their rates: what the node's end sends is what comes to the pod."""
-        name = attachment.host_interface
-        for netlink, end, bits in ((host, name, wishes.ingress), (pod, INTERFACE, wishes.egress)):
-            link = bridge.find_link(netlink, end) if bits else None
-            if link is not None:
-                netlink.run([rtnetlink.limit_rate(link.index, end, max(bits // 8, 1))])
+    def _limit(self, host: Netlink, pod_id: str, wishes: Wishes) -> None:
+        """Hold the node's end of the link to the rates, where the pod cannot lift them."""
+        name = bridge.pod_link_name(pod_id)
+        link = bridge.find_link(host, name)
+        if link is None:
+            raise InternalError(f"limit the traffic of pod {pod_id}", cause=f"link {name} has vanished")
+        try:
+            if wishes.ingress:
+                host.run([shaping.limit_rate(link.index, name, max(wishes.ingress // 8, 1))])
+            if wishes.egress:
+                self._limit_egress(host, pod_id, link, max(wishes.egress // 8, 1))
+        except NetlinkError as error:
+            if error.errno in (ENOENT, EOPNOTSUPP):
+                raise NetlinkError(error.doing, error.errno, error.text, hint=shaping.NEEDS) from error
+            raise
+
+    def _limit_egress(self, host: Netlink, pod_id: str, link: Link, rate: int) -> None:
+        name = shaping.bucket_name(pod_id)
+        if bridge.find_link(host, name) is not None:
+            raise FailedPrecondition(f"limit the traffic of pod {pod_id}", cause=f"a link {name} exists already")
+        alias = rtnetlink.set_link(name, alias=bridge.pod_mark(self._run, pod_id))
+        host.run([shaping.add_ifb(name), alias, rtnetlink.set_link(name, up=True, ipv6=False)])
+        bucket = bridge.find_link(host, name)
+        if bucket is None:
+            raise InternalError(f"limit the traffic of pod {pod_id}", cause=f"link {name} has vanished")
+        host.run(
+            [shaping.limit_rate(bucket.index, name, rate), *shaping.lead_through(link.index, link.name, bucket.index)]
+        )
 
     def _disconnect(self, host: Netlink, pod_id: str) -> None:
         """Withdraw the pod's ports, unplug its link, release its lease, in this order: the address is free when nothing answers to it."""
-        gone = self._publisher.withdraw(pod_id)
-        link = bridge.find_link(host, bridge.pod_link_name(pod_id))
-        if link is not None and bridge.pod_of(self._run, link) == pod_id:
-            self._unplug(host, [link])
-        self._leases.release(pod_id)
-        self._publisher.forget_after(gone)
+        gone = self.publisher.withdraw(pod_id)
+        for name in (bridge.pod_link_name(pod_id), shaping.bucket_name(pod_id)):
+            link = bridge.find_link(host, name)
+            if link is not None and bridge.pod_of(self._run, link) == pod_id:
+                self.unplug(host, [link])
+        self.leases.release(pod_id)
+        self.publisher.forget_after(gone)
 
-    def _pod_links(self, netlink: Netlink) -> list[tuple[str, Link]]:
-        """The links of this instance's pods, each with its pod's ID."""
-        links = map(rtnetlink.read_link, netlink.ask(rtnetlink.list_links("veth")))
-        owned = ((bridge.pod_of(self._run, link), link) for link in links)
-        return [(pod_id, link) for pod_id, link in owned if pod_id is not None]
-
-    def _unplug(self, netlink: Netlink, links: list[Link]) -> None:
-        """Cut the links off at once and have them removed by and by; one may vanish meanwhile, with its pod's namespace."""
+    def unplug(self, netlink: Netlink, links: Iterable[Link]) -> None:
+        """Cut pods' links off at once and have them removed by and by; one may vanish meanwhile, with its pod's namespace."""
         for link in links:
             try:
-                netlink.run([rtnetlink.set_link(link.name, up=False, master=0)])
+                netlink.run([rtnetlink.set_link(link.name, up=False, master=0 if link.kind == "veth" else None)])
             except NetlinkError as error:
                 if error.errno != ENODEV:
                     raise

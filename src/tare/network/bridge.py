@@ -4,6 +4,7 @@ The kernel keeps a text with every link, its alias; ours says which instance a l
 
     tare0               "tare:/run/tare"
     tare0123456789a     "tare:/run/tare 0123456789abcdef…"      (the host's end of a pod's veth)
+    tarb0123456789a     "tare:/run/tare 0123456789abcdef…"      (the device that bounds what the pod sends)
 
 A link that does not say so is not ours and is never touched, whatever its name. Alias and link are made in one send,
 within which the daemon cannot die.
@@ -12,7 +13,7 @@ within which the daemon cannot die.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from errno import ENODEV
 from pathlib import Path
@@ -24,6 +25,7 @@ from tare.network.rtnetlink import Interface, Link, LinkAddress, Route
 from tare.network.subnets import Occupied
 
 DEFAULT_MTU = 1500
+POD_KINDS = ("veth", "ifb")  # what a pod has on the node: its veth's end, and the device that bounds what it sends
 POD_NAME_LENGTH = 11  # of a pod's ID; with "tare" the 15 bytes of a link's name
 NOT_OCCUPYING = {rtnetlink.RTN_LOCAL, rtnetlink.RTN_BROADCAST, rtnetlink.RTN_ANYCAST, rtnetlink.RTN_MULTICAST}
 
@@ -64,7 +66,14 @@ def pod_mark(run: Path, pod_id: str) -> str:
 def pod_of(run: Path, link: Link) -> str | None:
     """The pod whose link this is; None where it is not a pod's link of this instance."""
     owner, _, pod_id = link.alias.rpartition(" ")
-    return pod_id if link.kind == "veth" and owner == mark(run) and pod_id else None
+    return pod_id if link.kind in POD_KINDS and owner == mark(run) and pod_id else None
+
+
+def pod_links(netlink: Netlink, run: Path) -> list[tuple[str, Link]]:
+    """The links of the instance's pods on the node, each with its pod's ID. Raises NetlinkError."""
+    links = [rtnetlink.read_link(body) for kind in POD_KINDS for body in netlink.ask(rtnetlink.list_links(kind))]
+    owned = ((pod_of(run, link), link) for link in links)
+    return [(pod_id, link) for pod_id, link in owned if pod_id is not None]
 
 
 def pod_link_name(pod_id: str) -> str:
@@ -151,10 +160,10 @@ def check_ours(link: Link, addresses: Iterable[LinkAddress], run: Path, expected
             raise ForeignBridge(doing, cause=f"something else gave it the address {interface}", hint=f"try: {remove}")
 
 
-def ensure(netlink: Netlink, host: Host, wanted: Bridge, stale: Iterable[Interface]) -> int:
+def ensure(netlink: Netlink, host: Host, wanted: Bridge, stale: Iterable[Interface], pods: Collection[str] = ()) -> int:
     """Make the bridge, or make it as wanted; returns its index. `stale` are addresses that an earlier start gave it.
 
-    Pods' links that lost their bridge come back to it. Raises ForeignBridge, NetlinkError.
+    Links of these pods that lost their bridge come back to it. Raises ForeignBridge, NetlinkError.
     """
     link = next((link for link in host.links if link.name == wanted.name), None)
     if link is None:
@@ -172,7 +181,7 @@ def ensure(netlink: Netlink, host: Host, wanted: Bridge, stale: Iterable[Interfa
     refuse_router_advertisements(wanted.name)
     messages.append(rtnetlink.set_link(wanted.name, mtu=wanted.mtu, up=True))
     for lost in host.links:
-        if pod_of(wanted.run, lost) and lost.up and not lost.master:
+        if lost.kind == "veth" and pod_of(wanted.run, lost) in pods and lost.up and not lost.master:
             messages.append(rtnetlink.set_link(lost.name, master=index))
             messages.append(rtnetlink.set_bridge_port(lost.name, hairpin=True))
     netlink.run(messages)
@@ -193,20 +202,3 @@ def allow_ipv6(bridge: str) -> None:
         cause = "the kernel has no IPv6"
         raise FailedPrecondition(f"give {bridge} an IPv6 address", cause=cause, hint="take [network] subnet6 out")
     sysctl.ensure("0", *key)
-
-
-def forward_ipv6(host: Host) -> None:
-    """Let the node forward IPv6.
-
-    A node that forwards takes itself for a router, and stops listening to routers where it listened only as a host (accept_ra 1): it would
-    lose its own default route. So the links that it has one by are told to go on (2).
-    """
-    if sysctl.path_of("net", "ipv6", "conf", "all", "forwarding").read_text().strip() == "1":
-        return
-    names = {link.index: link.name for link in host.links}
-    for route in host.routes:
-        key = ("net", "ipv6", "conf", names.get(route.index, ""), "accept_ra")
-        by_router = route.destination.version == 6 and not route.destination.prefixlen and route.index in names
-        if by_router and sysctl.path_of(*key).read_text().strip() == "1":
-            sysctl.ensure("2", *key)
-    sysctl.ensure("1", "net", "ipv6", "conf", "all", "forwarding")

@@ -25,9 +25,22 @@
             oifname "tare0" meta mark & 0x2000 == 0x2000 masquerade fully-random
             oifname "tare0" ip saddr 127.0.0.0/8 masquerade fully-random
         }
+        chain forward { type filter hook forward priority filter; policy accept;         one rule for each other network of the instance
+            iifname "tare0" oifname "tare-51f0aa0b2c" ct status & dnat == 0 reject with icmpx admin-prohibited
+        }
+        chain links { type filter hook prerouting priority mangle; policy accept;        with isolation from "link-local"
+            iifname "tare0" ct state established,related accept
+            iifname "tare0" ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited
+            iifname "tare0" ip6 daddr fe80::/10 meta l4proto != ipv6-icmp reject with icmpx admin-prohibited
+        }
+        chain node { type filter hook input priority filter; policy accept;              with isolation from "node"
+            iifname "tare0" ct state established,related accept
+            iifname "tare0" meta l4proto != ipv6-icmp reject with icmpx admin-prohibited
+        }
     }
 
-and the same for IPv6 where pods have it.
+and the same for IPv6 where pods have it. Pods of different networks reach each other by published ports alone. ICMPv6 is left to the node in any
+case: by it neighbours find each other.
 
 A pod that calls a published port, another's or its own, must be answered by the node: the other pod is on the same wire and would
 answer directly, from an address that was not called. So such packets take the node's address, and a bit of the packet's mark says
@@ -57,6 +70,8 @@ from tare.network.rtnetlink import Address, Network
 HOSTPORT_MARK = 0x2000
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 PORT = struct.Struct(">H2x")  # a register is filled up with zeros
+ICMPV6 = 58
+LINK_LOCAL, NODE = "link-local", "node"  # what pods can be isolated from
 LOOPBACK4, LOOPBACK6 = ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128")
 
 
@@ -71,6 +86,7 @@ class Family:
     length: int
     type: int
     multicast: Network
+    link_local: Network
 
     @property
     def words(self) -> int:
@@ -78,7 +94,16 @@ class Family:
         return self.length // 4
 
 
-IPV4 = Family(4, socket.AF_INET, 12, 16, 4, nft.TYPE_IPV4_ADDR, ipaddress.IPv4Network("224.0.0.0/4"))
+IPV4 = Family(
+    4,
+    socket.AF_INET,
+    12,
+    16,
+    4,
+    nft.TYPE_IPV4_ADDR,
+    ipaddress.IPv4Network("224.0.0.0/4"),
+    ipaddress.IPv4Network("169.254.0.0/16"),
+)
 IPV6 = Family(
     6,
     socket.AF_INET6,
@@ -87,6 +112,7 @@ IPV6 = Family(
     16,
     nft.TYPE_IPV6_ADDR,
     ipaddress.IPv6Network("ff00::/8"),
+    ipaddress.IPv6Network("fe80::/10"),
 )
 FAMILIES = {4: IPV4, 6: IPV6}
 
@@ -104,12 +130,17 @@ class Redirect:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The table that an instance wants: its name, its bridge, and the subnets whose packets to elsewhere take the node's address."""
+    """The table that a network wants: its name, its bridge, and the subnets whose packets to elsewhere take the node's address.
+
+    `others` are the bridges of the instance's other networks, `isolation` is what of LINK_LOCAL and NODE pods do not reach.
+    """
 
     name: str
     bridge: str
     subnets: tuple[Network, ...]
     redirects: tuple[Redirect, ...] = ()
+    others: tuple[str, ...] = ()
+    isolation: frozenset[str] = frozenset()
 
 
 def match_family(family: Family) -> bytes:
@@ -206,6 +237,38 @@ def guards(table: Table) -> Iterator[Message]:
         yield nft.new_rule(table.name, "guard", inwards, match_network(IPV4, offset, LOOPBACK4), drop)
 
 
+def apart(table: Table) -> Iterator[Message]:
+    """Nothing goes from this network to another one, but what was addressed to a published port, and answers to that."""
+    inwards = nft.interface(nft.NFT_META_IIFNAME, table.bridge)
+    direct = nft.connection(nft.NFT_CT_STATUS, nft.IPS_DST_NAT, some=False)
+    for other in table.others:
+        outwards = nft.interface(nft.NFT_META_OIFNAME, other)
+        yield nft.new_rule(table.name, "forward", inwards, outwards, direct, nft.reject())
+
+
+def answers(table: Table, chain: str) -> Message:
+    """What belongs to a connection that is there already may pass."""
+    inwards = nft.interface(nft.NFT_META_IIFNAME, table.bridge)
+    known = nft.connection(nft.NFT_CT_STATE, nft.ESTABLISHED_OR_RELATED)
+    return nft.new_rule(table.name, chain, inwards, known, nft.verdict(nft.NF_ACCEPT))
+
+
+def isolate(table: Table) -> Iterator[Message]:
+    """Chains that keep pods from what the network isolates them from."""
+    inwards = nft.interface(nft.NFT_META_IIFNAME, table.bridge)
+    no_icmp = nft.meta(nft.NFT_META_L4PROTO) + nft.compare(bytes([ICMPV6]), equal=False)
+    if LINK_LOCAL in table.isolation:
+        yield nft.new_chain(table.name, "links", "filter", nft.NF_INET_PRE_ROUTING, nft.NF_IP_PRI_MANGLE)
+        yield answers(table, "links")
+        for family, more in ((IPV4, b""), (IPV6, no_icmp)):
+            there = match_family(family) + match_network(family, family.destination, family.link_local)
+            yield nft.new_rule(table.name, "links", inwards, there, more, nft.reject())
+    if NODE in table.isolation:
+        yield nft.new_chain(table.name, "node", "filter", nft.NF_INET_LOCAL_IN, nft.NF_IP_PRI_FILTER)
+        yield answers(table, "node")
+        yield nft.new_rule(table.name, "node", inwards, no_icmp, nft.reject())
+
+
 def replace(table: Table) -> list[Message]:
     """The transaction after which the table is as wanted, whatever it was."""
     name, families = table.name, [FAMILIES[subnet.version] for subnet in table.subnets]
@@ -231,11 +294,16 @@ def replace(table: Table) -> list[Message]:
     marked = nft.interface(nft.NFT_META_OIFNAME, table.bridge) + nft.has_mark_bit(HOSTPORT_MARK)
     changes.append(nft.new_rule(name, "postrouting", marked, nft.masquerade()))
     changes.append(loopback(table))
+    changes += [
+        nft.new_chain(name, "forward", "filter", nft.NF_INET_FORWARD, nft.NF_IP_PRI_FILTER),
+        *apart(table),
+        *isolate(table),
+    ]
     return nft.transaction(*changes, *change_redirects(name, table.redirects, add=True))
 
 
-def change_redirects(name: str, redirects: Iterable[Redirect], *, add: bool) -> list[Message]:
-    """The changes that put redirects into the maps of the table, or take them out."""
+def entries_of(redirects: Iterable[Redirect]) -> dict[str, list[tuple[bytes, bytes]]]:
+    """What stands for redirects in the maps: keys and data, by the map."""
     entries: dict[str, list[tuple[bytes, bytes]]] = {}
     for item in redirects:
         key = PORT.pack(item.port)
@@ -244,6 +312,12 @@ def change_redirects(name: str, redirects: Iterable[Redirect], *, add: bool) -> 
             key = item.host.packed + key
         data = item.target.packed + PORT.pack(item.target_port)
         entries.setdefault(map_name(item.target.version, exact=item.host is not None), []).append((key, data))
+    return entries
+
+
+def change_redirects(name: str, redirects: Iterable[Redirect], *, add: bool) -> list[Message]:
+    """The changes that put redirects into the maps of the table, or take them out."""
+    entries = entries_of(redirects)
     return [change for map_, some in entries.items() for change in nft.elements(name, map_, some, add=add)]
 
 

@@ -202,4 +202,5 @@ class Ports:
                 raise FailedPrecondition(
                     f"publish host port {wanted.port}/{wanted.protocol} for pod {pod_name}",
                     cause=f"pod {name} ({pod_id}) has it, on {host}",
+                    hint="give one of them another port or host IP",
                 )

@@ -111,14 +111,22 @@ def u32(kind: int, value: int) -> bytes:
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """Attributes by type, without their flags; of several of one type the last. Raises ValueError where the bytes are not whole."""
-    found = {}
+    return dict(each(data, offset))
+
+
+def members(data: bytes) -> list[bytes]:
+    """The values of a list, whose attributes are all of one type. Raises ValueError where the bytes are not whole."""
+    return [value for _, value in each(data, 0)]
+
+
+def each(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    """Every attribute's type, without its flags, and value."""
     while offset + ATTRIBUTE.size <= len(data):
         length, kind = ATTRIBUTE.unpack_from(data, offset)
         if length < ATTRIBUTE.size or offset + length > len(data):
             raise ValueError(f"netlink attribute of {length} bytes at {offset} of {len(data)}")
-        found[kind & NLA_TYPE_MASK] = data[offset + ATTRIBUTE.size : offset + length]
+        yield kind & NLA_TYPE_MASK, data[offset + ATTRIBUTE.size : offset + length]
         offset += (length + 3) & ~3
-    return found
 
 
 def number(value: bytes) -> int:

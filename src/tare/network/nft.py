@@ -23,6 +23,8 @@ from tare.network.netlink import (
     Netlink,
     NetlinkError,
     attribute,
+    attributes,
+    members,
     nested,
     text,
 )
@@ -36,13 +38,13 @@ NFPROTO_INET = 1
 NFNL_SUBSYS_NFTABLES = 10
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
 NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_GETRULE = 0, 2, 3, 6, 7
-NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM = 9, 12, 14
+NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM, NFT_MSG_GETSETELEM, NFT_MSG_DELSETELEM = 9, 12, 13, 14
 
 NFTA_TABLE_NAME = 1
 NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE = 1, 3, 4, 5, 7
 NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY = 1, 2
-NF_INET_PRE_ROUTING, NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING = 0, 3, 4
-NF_IP_PRI_RAW, NF_IP_PRI_NAT_DST, NF_IP_PRI_NAT_SRC = -300, -100, 100
+NF_INET_PRE_ROUTING, NF_INET_LOCAL_IN, NF_INET_FORWARD, NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING = 0, 1, 2, 3, 4
+NF_IP_PRI_RAW, NF_IP_PRI_MANGLE, NF_IP_PRI_NAT_DST, NF_IP_PRI_FILTER, NF_IP_PRI_NAT_SRC = -300, -150, -100, 0, 100
 NF_DROP, NF_ACCEPT = 0, 1
 NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 1, 2, 4
 NFTA_LIST_ELEM = 1
@@ -55,6 +57,9 @@ NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN = 1,
 NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER = 1, 2
 NFTA_BITWISE_SREG, NFTA_BITWISE_DREG, NFTA_BITWISE_LEN, NFTA_BITWISE_MASK, NFTA_BITWISE_XOR = 1, 2, 3, 4, 5
 NFTA_CMP_SREG, NFTA_CMP_OP, NFTA_CMP_DATA, NFT_CMP_EQ, NFT_CMP_NEQ = 1, 2, 3, 0, 1
+NFTA_CT_DREG, NFTA_CT_KEY, NFT_CT_STATE, NFT_CT_STATUS = 1, 2, 0, 2
+ESTABLISHED_OR_RELATED, IPS_DST_NAT = 0x2 | 0x4, 0x20
+NFTA_REJECT_TYPE, NFTA_REJECT_ICMP_CODE, NFT_REJECT_ICMPX_UNREACH, NFT_REJECT_ICMPX_ADMIN_PROHIBITED = 1, 2, 2, 3
 NFTA_DATA_VALUE, NFTA_DATA_VERDICT = 1, 2
 NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY = 1, 1 << 4
 NFTA_NAT_TYPE, NFTA_NAT_FAMILY, NFTA_NAT_REG_ADDR_MIN, NFTA_NAT_REG_PROTO_MIN, NFT_NAT_DNAT = 1, 2, 3, 5, 1
@@ -97,6 +102,18 @@ def compare(data: bytes, *, equal: bool = True) -> bytes:
     """Go on with the rule only if register 1 is equal to the data, or is not."""
     operator = NFT_CMP_EQ if equal else NFT_CMP_NEQ
     return expression("cmp", be32(NFTA_CMP_SREG, NFT_REG_1), be32(NFTA_CMP_OP, operator), value(NFTA_CMP_DATA, data))
+
+
+def connection(key: int, bits: int, *, some: bool = True) -> bytes:
+    """Of the bits of what is tracked about the packet's connection, some are set, or none is."""
+    load = expression("ct", be32(NFTA_CT_KEY, key), be32(NFTA_CT_DREG, NFT_REG_1))
+    return load + bitwise(MARK.pack(bits), bytes(4)) + compare(bytes(4), equal=not some)
+
+
+def reject() -> bytes:
+    """The packet is refused, and its sender told that this is by rule."""
+    code = attribute(NFTA_REJECT_ICMP_CODE, bytes([NFT_REJECT_ICMPX_ADMIN_PROHIBITED]))
+    return expression("reject", be32(NFTA_REJECT_TYPE, NFT_REJECT_ICMPX_UNREACH), code)
 
 
 def meta(key: int, register: int = NFT_REG_1) -> bytes:
@@ -209,6 +226,24 @@ def list_rules(table: str) -> Message:
     return message(
         f"list the rules of nftables table {table}", NFT_MSG_GETRULE, NLM_F_DUMP, text(NFTA_RULE_TABLE, table)
     )
+
+
+def list_elements(table: str, name: str) -> Message:
+    """Ask for what is in a map; ENOENT where there is no such map."""
+    names = text(NFTA_SET_ELEM_LIST_TABLE, table) + text(NFTA_SET_ELEM_LIST_SET, name)
+    return message(f"list map {name} in nftables table {table}", NFT_MSG_GETSETELEM, NLM_F_DUMP, names)
+
+
+def read_elements(body: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The entries (key, data) of one part of such a list. Raises ValueError where it is malformed."""
+    listed = attributes(body, GENERIC.size).get(NFTA_SET_ELEM_LIST_ELEMENTS, b"")
+    for item in members(listed):
+        found = attributes(item)
+        key, data = (
+            attributes(found.get(kind, b"")).get(NFTA_DATA_VALUE, b"")
+            for kind in (NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_DATA)
+        )
+        yield key, data
 
 
 def delete_table(name: str) -> Message:

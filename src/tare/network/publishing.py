@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import socket
 import weakref
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from errno import ENOENT
 
 from tare.errors import InternalError, TareError, describe
 from tare.network import conntrack, firewall, nft, rtnetlink, sysctl
 from tare.network.firewall import Redirect
 from tare.network.hostports import Port, Ports
-from tare.network.netlink import Message, Netlink
+from tare.network.netlink import Message, Netlink, NetlinkError
 from tare.network.rtnetlink import Address, Network
 from tare.state.database import Database
 
@@ -33,13 +34,22 @@ class Publisher:
         self._bridge = bridge
         self._name = f"tare-{bridge}"
         self._subnets: tuple[Network, ...] = ()
+        self._others: tuple[str, ...] = ()
+        self._isolation: frozenset[str] = frozenset()
         self._conversation: Netlink | None = None
         self._stale = False  # the kernel may have another table than is on record, because it could not be replaced
         self._rules = 0
 
-    def set_up(self, subnets: tuple[Network, ...]) -> None:
-        """Make the table whole, for pods in these subnets."""
-        self._subnets = subnets
+    @property
+    def table(self) -> str:
+        """What the table is called."""
+        return self._name
+
+    def set_up(
+        self, subnets: tuple[Network, ...], others: tuple[str, ...] = (), isolation: frozenset[str] = frozenset()
+    ) -> None:
+        """Make the table whole, for pods in these subnets; the rest as `firewall.Table` has it."""
+        self._subnets, self._others, self._isolation = subnets, others, isolation
         self._replace()
 
     def repair(self) -> None:
@@ -83,14 +93,36 @@ class Publisher:
         targets = {item.target for item in gone}
         self._forget(gone, lambda flow: flow.answers in targets)
 
-    def keep(self, pods: Collection[str]) -> None:
-        """Withdraw the ports of pods other than these."""
-        for pod_id in self._ports.pods().difference(pods):
-            self.forget_after(self.withdraw(pod_id))
+    def pods(self) -> set[str]:
+        """The pods that hold ports, on any network."""
+        return self._ports.pods()
 
     def remove(self) -> None:
         """The table goes; what is on record stays."""
         nft.run(self._netlink, firewall.remove(self._name))
+        self._subnets = ()
+
+    def rules(self) -> int:
+        """How many rules the kernel has in the table; 0 where there is no such table. Raises NetlinkError."""
+        return len(self._netlink.ask(nft.list_rules(self._name)))
+
+    def missing(self, redirects: Iterable[Redirect]) -> list[Redirect]:
+        """Those of redirects that the kernel does not have in the table. Raises NetlinkError."""
+        wanted = list(redirects)
+        found: dict[str, set[tuple[bytes, bytes]]] = {}
+        for name in firewall.entries_of(wanted):
+            try:
+                bodies = self._netlink.ask(nft.list_elements(self._name, name))
+            except NetlinkError as error:
+                if error.errno != ENOENT:
+                    raise
+                bodies = []
+            found[name] = {entry for body in bodies for entry in nft.read_elements(body)}
+        return [
+            item
+            for item in wanted
+            if any(entry not in found[name] for name, some in firewall.entries_of([item]).items() for entry in some)
+        ]
 
     def redirects(self, pod_id: str | None = None) -> list[Redirect]:
         """What leads to any pod, or to this one."""
@@ -113,7 +145,7 @@ class Publisher:
 
     def _replace(self) -> None:
         redirects = tuple(item for item in self._ports.all() if any(item.target in subnet for subnet in self._subnets))
-        table = firewall.Table(self._name, self._bridge, self._subnets, redirects)
+        table = firewall.Table(self._name, self._bridge, self._subnets, redirects, self._others, self._isolation)
         messages = firewall.replace(table)
         self._stale = True
         nft.run(self._netlink, messages)

@@ -37,23 +37,18 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
-RTM_NEWNEIGH, RTM_NEWQDISC = 28, 36
+RTM_NEWNEIGH = 28
 
 IFINFO = struct.Struct("=BxHiII")  # family, hardware type, index, flags, which flags to change
 IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
 ROUTE = struct.Struct(
     "=BBBBBBBBI"
 )  # family, prefix lengths of destination and source, tos, table, protocol, scope, type, flags
-TRAFFIC = struct.Struct("=BxxxiIII")  # family, index, handle, parent, info
-BUCKET = struct.Struct(
-    "=BBHhHI12xIII"
-)  # of a rate: cell_log, link layer, overhead, alignment, mpu, rate; no peak rate; limit, buffer, mtu
-
 NEIGHBOUR = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
 NDA_DST, NDA_LLADDR, NUD_REACHABLE = 1, 2, 2
 
 IFF_UP = 1
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD = 20, 26, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 VETH_INFO_PEER = 1
@@ -70,17 +65,16 @@ RTPROT_BOOT = 3
 RT_SCOPE_UNIVERSE = 0
 RTN_UNICAST, RTN_LOCAL, RTN_BROADCAST, RTN_ANYCAST, RTN_MULTICAST = 1, 2, 3, 4, 5
 
-TCA_KIND, TCA_OPTIONS, TCA_TBF_PARMS, TCA_TBF_RATE64, TCA_TBF_BURST = 1, 2, 1, 4, 6
-TC_H_ROOT, TC_LINKLAYER_ETHERNET = 0xFFFFFFFF, 1
-MAX_U32 = 0xFFFFFFFF
-
 MAX_NAME = 15  # IFNAMSIZ without the closing zero byte
 MAX_ALIAS = 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """A network device. `kind` is "" for hardware, `master` 0 for none; `address` is its MAC in colon form."""
+    """A network device. `kind` is "" for hardware, `master` 0 for none; `address` is its MAC in colon form.
+
+    `peer` is the index of a veth's other end, which may be in another namespace; 0 where there is none.
+    """
 
     index: int
     name: str
@@ -90,6 +84,7 @@ class Link:
     address: str
     alias: str
     up: bool
+    peer: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +175,11 @@ def get_link(name: str) -> Message:
     return Message(f"look up link {name}", RTM_GETLINK, NLM_F_ACK, link_header() + text(IFLA_IFNAME, name))
 
 
+def get_link_at(index: int) -> Message:
+    """Ask for one link by its index; ENODEV if there is none."""
+    return Message(f"look up link {index}", RTM_GETLINK, NLM_F_ACK, link_header(index))
+
+
 def list_links(kind: str = "") -> Message:
     """Ask for all links (of one kind)."""
     body = link_header() + (nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, kind)) if kind else b"")
@@ -236,23 +236,6 @@ def list_routes() -> Message:
     return Message("list routes", RTM_GETROUTE, NLM_F_ACK | NLM_F_DUMP, ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0))
 
 
-def limit_rate(index: int, name: str, rate: int) -> Message:
-    """Let a link send no more than `rate` bytes a second (a token bucket): 5 ms of it at once, and another 50 ms wait in its queue.
-
-    Both are at least what one large segment takes, which the kernel hands to a link as one packet of 64 kB.
-    """
-    burst = min(max(rate // 200, 1 << 16), MAX_U32)
-    limit = min(burst + max(rate // 20, 1 << 16), MAX_U32)
-    rate32 = min(rate, MAX_U32)
-    options = attribute(TCA_TBF_PARMS, BUCKET.pack(0, TC_LINKLAYER_ETHERNET, 0, 0, 0, rate32, limit, 0, 0)) + u32(
-        TCA_TBF_BURST, burst
-    )
-    if rate > MAX_U32:
-        options += attribute(TCA_TBF_RATE64, struct.pack("=Q", rate))
-    body = TRAFFIC.pack(0, index, 0, TC_H_ROOT, 0) + text(TCA_KIND, "tbf") + nested(TCA_OPTIONS, options)
-    return Message(f"limit {name} to {rate} bytes a second", RTM_NEWQDISC, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, body)
-
-
 def read_link(body: bytes) -> Link:
     """An RTM_NEWLINK's body. Raises ValueError where it is malformed."""
     _, _, index, flags, _ = unpack(IFINFO, body)
@@ -267,6 +250,7 @@ def read_link(body: bytes) -> Link:
         address=found.get(IFLA_ADDRESS, b"").hex(":"),
         alias=string(found.get(IFLA_IFALIAS, b"")),
         up=bool(flags & IFF_UP),
+        peer=number(found.get(IFLA_LINK, bytes(4))),
     )
 
 

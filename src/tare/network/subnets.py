@@ -103,6 +103,14 @@ def given(ranges: Sequence[str], configured: str, configured6: str) -> tuple[str
     return str(subnet), str(subnet6) if subnet6 is not None else ""
 
 
+def any_network(text: str) -> Network:
+    """A range of either family. Raises InvalidArgument."""
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise InvalidArgument(f"use {text!r} as a range of addresses", cause=str(error)) from error
+
+
 def overlap(subnet: Network, occupied: Iterable[Occupied]) -> Occupied | None:
     """The first range that the subnet shares an address with."""
     return next((o for o in occupied if o.network.version == subnet.version and o.network.overlaps(subnet)), None)
@@ -111,6 +119,13 @@ def overlap(subnet: Network, occupied: Iterable[Occupied]) -> Occupied | None:
 def intruder(subnet: Network, occupied: Iterable[Occupied]) -> Occupied | None:
     """The first range that lies within the subnet. A wider one does not count: a pod subnet may be carved out of a larger network."""
     return next((o for o in occupied if o.network.version == subnet.version and within(o.network, subnet)), None)
+
+
+def refuse_shared(subnet: Network, reserved: Iterable[Occupied]) -> None:
+    """Raise FailedPrecondition where the subnet shares an address with a range that is another network's of this instance."""
+    if (other := overlap(subnet, reserved)) is not None:
+        hint = "give each network a range of its own: [network] subnet, [network.networks.NAME] subnet"
+        raise FailedPrecondition(f"use {subnet} for pods", cause=f"{other.network} is that of {other.where}", hint=hint)
 
 
 def within(inner: Network, outer: Network) -> bool:

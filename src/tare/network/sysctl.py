@@ -26,3 +26,11 @@ def ensure(value: str, *key: str) -> None:
     except OSError as error:
         name = "/".join(key)
         raise FailedPrecondition(f"set {name}={value}", cause=error, hint=f"try: sysctl -w {name}={value}") from error
+
+
+def read(*key: str) -> str:
+    """What a setting is. Raises FailedPrecondition."""
+    try:
+        return path_of(*key).read_text().strip()
+    except OSError as error:
+        raise FailedPrecondition(f"read {'/'.join(key)}", cause=error) from error

@@ -183,7 +183,8 @@ def payload(
 
 def malformed(source: str, cause: str, hint: str | None = None) -> Malformed:
     """The error for a file."""
-    return Malformed(f"read CNI configuration {source}", cause=cause, hint=hint)
+    cure = "mend it or take it away: the first file by name is the one that counts"
+    return Malformed(f"read CNI configuration {source}", cause=cause, hint=hint or cure)
 
 
 def shown(value: object) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 from tare.config import NetworkConfig
 from tare.errors import DeadlineExceeded, FailedPrecondition, InternalError, TareError, describe
-from tare.network import rtnetlink
+from tare.network import inspection, rtnetlink
 from tare.network.attach import Attachment
 from tare.network.cni import arguments, cache, chain, config, result, template
 from tare.network.cni.config import NetworkList
@@ -212,6 +212,52 @@ class CniNetwork:
         held = self._held.get(pod_id)
         if held is not None and held.result is not None and not held.due:
             await self._chain.check(held.list, held.attachment(pod_id, held.netns))
+
+    def has(self, pod_id: str) -> bool:
+        """Whether the pod is attached."""
+        held = self._held.get(pod_id)
+        return held is not None and not held.due
+
+    async def path(self, pod_id: str, netns: str) -> Mapping[str, Any]:
+        """A pod's way as the plugins have told it and as the kernel has it; `troubles` is what CHECK says."""
+        held = self._held.get(pod_id)
+        troubles = []
+        try:
+            await self.check(pod_id)
+        except TareError as error:
+            troubles.append(str(error))
+        return await inspection.plugins_path(
+            held.list.name if held is not None else "",
+            [item.type for item in held.list.plugins] if held is not None else [],
+            held.result if held is not None else None,
+            netns,
+            troubles,
+        )
+
+    def list(self) -> list[Mapping[str, Any]]:
+        """The network of the list in force, and those that pods were given before. JSON-able, as `EmbeddedNetworks.list`."""
+        pods: dict[str, dict[str, str]] = {}
+        due: dict[str, dict[str, str]] = {}
+        for pod_id, held in self._held.items():
+            ips = [item["address"] for item in result.addresses(held.result or {}, INTERFACE)]
+            pods.setdefault(held.network, {})
+            if held.due:
+                due.setdefault(held.network, {})[pod_id] = held.words
+            else:
+                pods[held.network][pod_id] = ", ".join(ips)
+        network = self._list if self._active else None
+        names = [*([network.name] if network is not None else []), *sorted(pods)]
+        return [
+            {
+                "name": name,
+                "mode": "cni",
+                "state": "ready" if network is not None and name == network.name else "former",
+                "source": network.source if network is not None and name == network.name else "",
+                "pods": pods.get(name, {}),
+                "deletionsDue": due.get(name, {}),
+            }
+            for name in dict.fromkeys(names)
+        ]
 
     async def recover(self, pods: set[str]) -> None:
         """Have DEL done for what belongs to no pod of these, GC, and CHECK of the others: begun here, and gone on with in the background."""

@@ -18,6 +18,10 @@ from tare.network.cni import result
 from tare.network.cni.config import NetworkList, Plugin
 
 SAID = 1000  # characters of a plugin's standard error in a message
+SIGNALLED = 128  # what is above it is this and the number of the signal that ended a program
+REFUSED = "what it refuses is its own to say: see its settings in that file"
+KILLED = "it was killed: by whom, or for want of memory, is in the kernel's log"
+MISFIT = "bring a build of the plugin that works here, or take it out of the list"
 PRIVATE = ("TARE_", "NOTIFY_SOCKET", "LISTEN_", "CNI_")  # of the daemon's environment, no business of plugins
 
 
@@ -95,10 +99,11 @@ class Plugins:
             words.append(f"it printed {result.quoted(output)}")
         if ended.words:
             words.append(f"it said: {ended.words[-SAID:]}")
-        raise broken(doing, path.name, verb, "; ".join(words))
+        hint = REFUSED if refused is not None else KILLED if ended.code > SIGNALLED else MISFIT
+        raise broken(doing, path.name, verb, "; ".join(words), hint)
 
 
-def broken(doing: str, kind: str, verb: str, cause: BaseException | str) -> InternalError:
+def broken(doing: str, kind: str, verb: str, cause: BaseException | str, hint: str = MISFIT) -> InternalError:
     """The error for a plugin that does not do what it should."""
     words = describe(cause) if isinstance(cause, BaseException) else cause
-    return InternalError(doing, step=f"plugin {kind}, {verb}", cause=words)
+    return InternalError(doing, step=f"plugin {kind}, {verb}", cause=words, hint=hint)
