@@ -16,6 +16,7 @@ import pytest
 from tare import __version__
 from tare.cri.image_service import ImageService
 from tare.cri.runtime_service import RuntimeService
+from tare.cri.stream_service import StreamService
 from tare.cri.v1 import api_pb2 as pb
 from tare.errors import NotFound, ResourceExhausted, TareError, Unavailable, UnknownError
 from tests.support.cri_ports import Client, MemoryImages, MemoryRuntime, serving
@@ -313,21 +314,81 @@ def test_malformed_reference_is_an_invalid_argument(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
-IMPLEMENTED = {name for kind in (RuntimeService, ImageService) for name in dir(kind) if name[0].isupper()}
 METHODS = [method for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods]
 
 
-def test_everything_else_is_unimplemented_by_name(tmp_path: Path) -> None:
+def test_every_method_is_implemented() -> None:
+    implemented = {name for kind in (RuntimeService, ImageService) for name in dir(kind) if name[0].isupper()}
+    assert len(METHODS) == 43
+    assert {method.name for method in METHODS} == implemented
+
+
+def test_a_method_that_is_not_there_is_unimplemented_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(RuntimeService, "CheckpointPod")
+    monkeypatch.delattr(StreamService, "GetContainerEvents")
+
     async def scenario(client: Client, runtime: MemoryRuntime, images: MemoryImages) -> None:
-        missing = [method for method in METHODS if method.name not in IMPLEMENTED]
-        assert len(METHODS) == 43
-        assert {method.name for method in missing} == {"CheckpointContainer", "CheckpointPod", "RestorePod"}
-        for method in missing:
-            stub = client.images if method.containing_service.name == "ImageService" else client.runtime
-            call = getattr(stub, method.name)(getattr(pb, method.input_type.name)())
-            code, message = await failing(call.read() if method.server_streaming else call)
+        for name, call in (
+            ("CheckpointPod", client.runtime.CheckpointPod(pb.CheckpointPodRequest())),
+            ("GetContainerEvents", client.runtime.GetContainerEvents(pb.GetEventsRequest()).read()),
+        ):
+            code, message = await failing(call)
             assert code is grpc.StatusCode.UNIMPLEMENTED
-            assert message == f"{method.name} is not implemented by tare {__version__}"
+            assert message == f"{name} is not implemented by tare {__version__}"
+
+    run(tmp_path, scenario)
+
+
+def test_checkpoints_are_asked_for_with_what_was_sent(tmp_path: Path) -> None:
+    async def scenario(client: Client, runtime: MemoryRuntime, images: MemoryImages) -> None:
+        request = pb.CheckpointContainerRequest(container_id="c", location="/a/b.tar", timeout=7)
+        await client.runtime.CheckpointContainer(request)
+        options = {"x": "y"}
+        await client.runtime.CheckpointPod(
+            pb.CheckpointPodRequest(pod_sandbox_id="p", output_path="/a/d", container_ids=["c"], options=options)
+        )
+        assert runtime.calls[-2:] == [
+            ("checkpoint_container", "c", "/a/b.tar", 7.0),
+            ("checkpoint_pod", "p", "/a/d", ("c",), options),
+        ]
+        config = pb.ContainerConfig(metadata=pb.ContainerMetadata(name="main"))
+        answer = await client.runtime.RestorePod(
+            pb.RestorePodRequest(checkpoint_path="/a/d", container_configs=[config])
+        )
+        assert (answer.pod_sandbox_id, answer.restored_containers[0].container_id) == ("restored", "main-id")
+        name, location, pod_config, handler, containers, _ = runtime.calls[-1]
+        assert (name, location, pod_config, handler) == ("restore_pod", "/a/d", None, "")
+        assert [item.metadata.name for item in containers] == ["main"]
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (pb.CheckpointContainerRequest(location="/x"), "container_id"),
+        (pb.CheckpointContainerRequest(container_id="c"), "location"),
+        (pb.CheckpointContainerRequest(container_id="c", location="x"), "location"),
+        (pb.CheckpointContainerRequest(container_id="c", location="/x", timeout=-1), "timeout"),
+        (pb.CheckpointPodRequest(pod_sandbox_id="p", output_path="x"), "output_path"),
+        (pb.CheckpointPodRequest(pod_sandbox_id="p", output_path="/x", container_ids=[""]), "container_ids"),
+        (pb.RestorePodRequest(), "checkpoint_path"),
+        (pb.RestorePodRequest(checkpoint_path="/x", container_configs=[pb.ContainerConfig()]), "config.metadata"),
+        (
+            pb.RestorePodRequest(
+                checkpoint_path="/x",
+                container_configs=[pb.ContainerConfig(metadata=pb.ContainerMetadata(name="a"))] * 2,
+            ),
+            "twice",
+        ),
+    ],
+)
+def test_wrong_requests_about_checkpoints_are_refused(tmp_path: Path, request_: Any, words: str) -> None:
+    async def scenario(client: Client, runtime: MemoryRuntime, images: MemoryImages) -> None:
+        method = type(request_).__name__.removesuffix("Request")
+        code, message = await failing(getattr(client.runtime, method)(request_))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT and words in message
+        assert runtime.calls == []
 
     run(tmp_path, scenario)
 

@@ -1,7 +1,8 @@
 """From a gRPC service's descriptor and an object with methods of the same names to handlers that a server takes.
 
 What is the same for every call happens here and nowhere else: errors become status codes, methods that the object does not
-have answer UNIMPLEMENTED by name, and calls that must not stop halfway are run to their end when their caller leaves.
+have answer UNIMPLEMENTED by name, calls that must not stop halfway are run to their end when their caller leaves, and whoever
+watches is told. Each call has a task of its own, whose context says what it is about (`subject`).
 
     caller ──► handler ──► service.Method(request) ──► reply
                   │ caller leaves
@@ -14,21 +15,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, NoReturn, Protocol, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from tare import __version__
+from tare import __version__, subject
 from tare.cri.errors import Unimplemented, refusal
+from tare.cri.listing import Encoded
 from tare.errors import InvalidArgument, TareError, Unavailable, describe
 
 log = logging.getLogger(__name__)
 Method = Callable[[Message], Coroutine[Any, Any, Message]]
 M = TypeVar("M")
+SUBJECTS = {"pod_sandbox_id": "pod", "container_id": "container"}  # fields of requests that say what a call is about
 
 
 class Context(Protocol):
@@ -39,6 +42,44 @@ class Context(Protocol):
 
     async def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
         """End the call with a status, by raising."""
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]]:
+        """What the caller sent beside its request."""
+
+
+class Call(Protocol):
+    """A call that somebody watches: entered when it begins, left when it is over."""
+
+    def refused(self, code: str, message: str) -> None:
+        """It is going to be answered with this status."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: Any) -> None: ...
+
+
+class Watch(Protocol):
+    """Who is told of calls."""
+
+    def call(self, service: str, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Call:
+        """One that begins."""
+
+
+class Unwatched:
+    """A call of which nobody is told."""
+
+    def refused(self, code: str, message: str) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Nothing."""
+
+
+UNWATCHED = Unwatched()
+Begin = Callable[[Any, Context], Call]
 
 
 class Malformed:
@@ -76,6 +117,9 @@ class Lasting:
             task.add_done_callback(lambda done: _log_outcome(name, done))
             raise
 
+    def __len__(self) -> int:
+        return len(self._tasks)
+
     async def drain(self, timeout: float) -> None:
         """Wait until all have ended, at most `timeout` seconds."""
         if self._tasks:
@@ -90,30 +134,59 @@ def _log_outcome(name: str, task: asyncio.Task[Message]) -> None:
         )
 
 
-def generic_handler(descriptor: ServiceDescriptor, service: Service, lasting: Lasting) -> grpc.GenericRpcHandler:
+def generic_handler(
+    descriptor: ServiceDescriptor, service: Service, lasting: Lasting, watch: Watch | None = None
+) -> grpc.GenericRpcHandler:
     """All methods of the service `descriptor`, under its full name."""
-    handlers = {method.name: _handler(method, service, lasting) for method in descriptor.methods}
+    handlers = {method.name: _handler(method, service, lasting, watch) for method in descriptor.methods}
     return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
 
 
-def _handler(method: MethodDescriptor, service: Service, lasting: Lasting) -> grpc.RpcMethodHandler:
+def _begin(method: MethodDescriptor, watch: Watch | None) -> Begin:
+    """What is done first: to say what the call is about, and to tell who watches."""
+    service, name = method.containing_service.full_name, method.name
+    given = () if method.client_streaming else method.input_type.fields_by_name
+    fields = [(field, kind) for field, kind in SUBJECTS.items() if field in given]
+
+    def begin(request: Any, context: Context) -> Call:
+        named = {} if isinstance(request, Malformed) else {kind: getattr(request, field) for field, kind in fields}
+        subject.bind(method=name, **named)
+        return UNWATCHED if watch is None else watch.call(service, name, context.invocation_metadata())
+
+    return begin
+
+
+def _handler(
+    method: MethodDescriptor, service: Service, lasting: Lasting, watch: Watch | None
+) -> grpc.RpcMethodHandler:
+    begin = _begin(method, watch)
     decode = GetMessageClass(method.input_type).FromString
     codecs = {
         "request_deserializer": decode if method.client_streaming else _tolerant(decode),
-        "response_serializer": GetMessageClass(method.output_type).SerializeToString,
+        "response_serializer": _encoder(GetMessageClass(method.output_type)),
     }
     work: Any = getattr(service, method.name, None)
     if work is None:
         if method.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(_missing_stream(method.name), **codecs)
-        return grpc.unary_unary_rpc_method_handler(_unary(method.name, _missing(method.name)), **codecs)
+            return grpc.unary_stream_rpc_method_handler(_missing_stream(method.name, begin), **codecs)
+        return grpc.unary_unary_rpc_method_handler(_unary(method.name, _missing(method.name), begin), **codecs)
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(_stream(method.name, work), **codecs)
+        return grpc.unary_stream_rpc_method_handler(_stream(method.name, work, begin), **codecs)
     if method.client_streaming:
-        return grpc.stream_unary_rpc_method_handler(_unary(method.name, work), **codecs)
+        return grpc.stream_unary_rpc_method_handler(_unary(method.name, work, begin), **codecs)
     if method.name in service.lasting:
-        return grpc.unary_unary_rpc_method_handler(_unary(method.name, _kept(method.name, work, lasting)), **codecs)
-    return grpc.unary_unary_rpc_method_handler(_unary(method.name, work), **codecs)
+        work = _kept(method.name, work, lasting)
+    return grpc.unary_unary_rpc_method_handler(_unary(method.name, work, begin), **codecs)
+
+
+def _encoder(kind: type[Message]) -> Callable[[Message | Encoded], bytes]:
+    """A method's reply as bytes, which it may be already."""
+    encode: Callable[[Message], bytes] = kind.SerializeToString
+
+    def encoded(reply: Message | Encoded) -> bytes:
+        return reply if isinstance(reply, bytes) else encode(reply)
+
+    return encoded
 
 
 def _tolerant(decode: Callable[[bytes], Message]) -> Callable[[bytes], Message | Malformed]:
@@ -148,41 +221,44 @@ def _missing(name: str) -> Method:
     return missing
 
 
-def _missing_stream(name: str) -> Callable[[Message, Context], Awaitable[None]]:
+def _missing_stream(name: str, begin: Begin) -> Callable[[Message, Context], Awaitable[None]]:
     async def missing(request: Message, context: Context) -> None:
-        await _answer(name, _missing(name)(request), context)
+        with begin(request, context) as call:
+            await _answer(name, _missing(name)(request), context, call)
 
     return missing
 
 
-def _unary(name: str, work: Method) -> Callable[[Message | Malformed, Context], Awaitable[Message]]:
+def _unary(name: str, work: Method, begin: Begin) -> Callable[[Message | Malformed, Context], Awaitable[Message]]:
     async def sound(request: Message | Malformed) -> Message:
         return await work(_sound(name, request))
 
     async def answer(request: Message | Malformed, context: Context) -> Message:
-        return await _answer(name, sound(request), context)
+        with begin(request, context) as call:
+            return await _answer(name, sound(request), context, call)
 
     return answer
 
 
 def _stream(
-    name: str, work: Callable[[Message], AsyncGenerator[Message]]
+    name: str, work: Callable[[Message], AsyncGenerator[Message]], begin: Begin
 ) -> Callable[[Message | Malformed, Context], AsyncIterator[Message]]:
     async def sound(request: Message | Malformed) -> Message:
         return _sound(name, request)
 
     async def answer(given: Message | Malformed, context: Context) -> AsyncIterator[Message]:
-        request = await _answer(name, sound(given), context)
-        async with contextlib.aclosing(work(request)) as replies:
-            # A client that waits for what happens from now on knows by this that it will hear of it.
-            await context.send_initial_metadata(())
-            while (reply := await _answer(name, anext(replies, None), context)) is not None:
-                yield reply
+        with begin(given, context) as call:
+            request = await _answer(name, sound(given), context, call)
+            async with contextlib.aclosing(work(request)) as replies:
+                # A client that waits for what happens from now on knows by this that it will hear of it.
+                await context.send_initial_metadata(())
+                while (reply := await _answer(name, anext(replies, None), context, call)) is not None:
+                    yield reply
 
     return answer
 
 
-async def _answer(name: str, work: Awaitable[M], context: Context) -> M:
+async def _answer(name: str, work: Awaitable[M], context: Context, call: Call) -> M:
     """The reply, or the call ended with a status; `context.abort` raises."""
     try:
         return await work
@@ -199,4 +275,5 @@ async def _answer(name: str, work: Awaitable[M], context: Context) -> M:
         log.error("%s: unexpected error", name, exc_info=error)
     else:
         log.info("%s: %s: %s", name, answer.code.name, answer.message)
+    call.refused(answer.code.name, answer.message)
     await context.abort(answer.code, answer.message)
