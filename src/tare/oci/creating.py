@@ -9,9 +9,9 @@ import time
 from tare.errors import FailedPrecondition, InvalidArgument, describe
 from tare.handlers import compile as compiler
 from tare.handlers.plans import Directory, Place
+from tare.handlers.shapes import InvalidConfig
 from tare.launch import linux
-from tare.oci import config, filters, groups, handover, logs, shares, state, terminals
-from tare.oci.shapes import InvalidConfig
+from tare.oci import config, filters, groups, handover, interrupts, logs, shares, state, terminals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class Undo:
 
     def all(self) -> None:
         """Undo."""
+        interrupts.ignore()
         while self.actions:
             doing, action = self.actions.pop()
             try:
@@ -82,6 +83,7 @@ def create(request: Request, birth: Birth, *, held: bool) -> Made:
 
     Raises InvalidConfig before anything is made, NotStarted and others after all was undone.
     """
+    interrupts.take()
     undo = Undo()
     undo.add("end the process", birth.kill)
     try:
@@ -235,7 +237,9 @@ def born(
             gate.close()
         if directory >= 0:
             os.close(directory)
+    interrupts.heed()
     birth.until_ready(doing, lambda pid: place(request, container, spec, pid, undo))
+    interrupts.keep()
     for warning in birth.warnings:
         logs.warning(f"container {request.id}: {warning}")
     if birth.terminal >= 0 and request.console:
@@ -258,12 +262,14 @@ def place(request: Request, container: state.Container, spec: Config, pid: int, 
     """
     from tare.oci import scopes
 
+    interrupts.keep()
     unit = scopes.place_of(spec, request.id).unit
     cgroup = scopes.start(spec, request.id, pid)
     undo.add("stop the scope", lambda: scopes.stop(unit))
     container.facts.update(unit=unit, cgroup=cgroup)
     container.save()
     undo.add("remove the cgroup", lambda: end_group(container.cgroup))
+    interrupts.heed()
 
 
 def listen(container: state.Container) -> _socket.socket:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import _json
 
-from tare.oci.shapes import InvalidConfig
+from tare.handlers.shapes import InvalidConfig
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 
 from tare.errors import FailedPrecondition, InvalidArgument, NotFound
+from tare.handlers import checking, hooks
 from tare.handlers import compile as compiler
-from tare.handlers import hooks
 from tare.handlers.capabilities import CAPABILITY_BITS
 from tare.launch import linux
-from tare.oci import config, documents, filters, groups, handover, lifecycle, logs, state, terminals
+from tare.oci import config, documents, filters, groups, handover, interrupts, lifecycle, logs, state, terminals
 from tare.oci.creating import FIRST_INHERITED, Undo, inherited, write_pid
 
 TYPE_CHECKING = False
@@ -34,6 +34,7 @@ SETS = ("bounding", "effective", "permitted")
 
 def run(root: str, options: Options, birth: Birth) -> int:
     """The exit code of the program, 0 with --detach. Raises FailedPrecondition, InvalidConfig, NotStarted."""
+    interrupts.take()
     undo = Undo()
     undo.add("end the process", birth.kill)
     detached = options.given("detach")
@@ -41,8 +42,8 @@ def run(root: str, options: Options, birth: Birth) -> int:
     try:
         container = state.load(root, options.words[0])
         spec = lifecycle.kept_config(container)
-        process = process_of(spec, options)
         check_running(container, options)
+        process = process_of(spec, options)
         terminals.check(process, console, detached=detached)
         begin(container, spec, process, birth, options, root)
         if birth.terminal >= 0 and console:
@@ -52,6 +53,8 @@ def run(root: str, options: Options, birth: Birth) -> int:
         if options.text("pid-file"):
             write_pid(os.path.abspath(options.text("pid-file")), birth.pid)
         attendance = None if detached else lifecycle.Attendance(birth)
+        if detached:
+            interrupts.heed()
         birth.go(f"exec in container {container.id}", process["args"][0])
         birth.end()
     except BaseException:
@@ -75,10 +78,10 @@ def process_of(spec: Config, options: Options) -> Config:
     """The process object: from --process, or the container's own changed by flags. Raises InvalidConfig, InvalidArgument."""
     if options.text("process"):
         process: Config = documents.decoded(config.read(options.text("process")))
-        config.check_process(process, "")
+        checking.check_process(process, "")
     else:
         process = changed(dict(spec["process"]), options)
-        config.check_process(process)
+        checking.check_process(process)
     _, passed = inherited()
     process["env"] = [*(process.get("env") or ()), *passed]
     return process
@@ -154,12 +157,23 @@ def begin(container: Container, spec: Config, process: Config, birth: Birth, opt
         work["inherit"] = FIRST_INHERITED + options.number("preserve-fds") + inherited()[0]
         if not process.get("terminal"):
             work["entered"].insert(0, ("own_streams", "own the streams", process["user"]["uid"]))
+        if not owns_mounts(spec):
+            # The root of a mount namespace that others live in is not the container's.
+            within = ("root_within", "open the root file system", os.fsencode(str(container.facts["rootfs"])))
+            work["entered"][:0] = [within, ("change_root", "change the root")]
         birth.execute(work, pidfd)
     finally:
         os.close(pidfd)
+    interrupts.heed()
     birth.until_ready(doing)
+    interrupts.keep()
     for warning in birth.warnings:
         logs.warning(f"container {container.id}: {warning}")
+
+
+def owns_mounts(spec: Config) -> bool:
+    """Whether the container has a mount namespace of its own."""
+    return any(item["type"] == "mount" and not item.get("path") for item in spec["linux"].get("namespaces") or ())
 
 
 def joins(container: Container, options: Options) -> list[str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 FLAGS_SIZE = 4
 NEW_LISTENER = 8  # SECCOMP_FILTER_FLAG_NEW_LISTENER
 DIRECTORY = ".seccomp"

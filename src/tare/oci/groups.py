@@ -6,8 +6,8 @@ import time
 
 from tare.cgroups.core import Cgroup, Groups
 from tare.errors import DeadlineExceeded, FailedPrecondition, NotFound
+from tare.handlers.shapes import InvalidConfig
 from tare.oci import logs
-from tare.oci.shapes import InvalidConfig
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def make(config: Mapping[str, Any], path: str) -> Cgroup:
     """The container's group with its limits. Raises as `Groups.create`, and FailedPrecondition where somebody is in it."""
     groups = tree()
     groups.check_free(path)
+    groups.even_out(path)
     return groups.create(path, resources_of(config))
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 
 from tare.errors import FailedPrecondition, InvalidArgument, NotFound
+from tare.handlers import checking
 from tare.oci import config, documents, groups, logs, state
 
 TYPE_CHECKING = False
@@ -158,7 +159,7 @@ def update(root: str, options: Options) -> None:
         resources = documents.decoded(data)
     else:
         resources = from_flags(options)
-    config.check_resources(resources)
+    checking.check_resources(resources)
     # Which devices a container may use is settled when it is made: containerd sends all of its resources, with a rule that denies every device.
     resources.pop("devices", None)
     if any(options.text(name) for name in ("l3-cache-schema", "mem-bw-schema")):

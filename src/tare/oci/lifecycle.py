@@ -9,7 +9,7 @@ import os
 
 from tare.errors import FailedPrecondition, InvalidArgument, NotFound, TareError, describe
 from tare.launch import packets, wire
-from tare.oci import config, creating, groups, hooks, logs, shares, state, terminals
+from tare.oci import config, creating, groups, hooks, interrupts, logs, shares, state, terminals
 from tare.oci.birth import NotStarted, let_through
 
 TYPE_CHECKING = False
@@ -43,6 +43,7 @@ def start(container: Container) -> None:
     finally:
         connection.close()
     os.unlink(container.gate)
+    container.release()  # a hook may call this command for the container
     after_start(container, spec)
 
 
@@ -160,24 +161,28 @@ def delete(root: str, container_id: str, *, force: bool) -> None:
 
 
 def remove(container: Container, spec: Config | None = None) -> None:
-    """End what is left of it, remove its group and its directory, and run the poststop hooks, whose failures are warnings."""
-    if container.alive() or not container.cgroup or not groups.vanished(container.cgroup):
+    """End what is left of it, remove its group and its directory, and then, as the specification has it, run the poststop hooks.
+
+    What fails of the latter, or cannot be read of its configuration, is a warning.
+    """
+    gone = not container.alive() and bool(container.cgroup) and groups.vanished(container.cgroup)
+    if not gone:
         end_what_is_left(container)
     if container.facts.get("unit"):
         from tare.oci import scopes
 
         scopes.stop(str(container.facts["unit"]))
-    if container.cgroup:
+    if container.cgroup and not gone:
         groups.remove(container.cgroup)
     try:
         spec = kept_config(container) if spec is None else spec
         share = shares.of(spec, container.id)
         if share is not None:
             shares.remove(share)
-        hooks.run(container, spec, "poststop", "stopped", 0)
     except (TareError, OSError) as error:
         logs.warning(f"container {container.id}: {describe(error)}")
     container.forget()
+    hooks.run(container, spec or {}, "poststop", "stopped", 0)
 
 
 def end_what_is_left(container: Container) -> None:
@@ -211,10 +216,13 @@ def run(request: creating.Request, options: Options, birth: Birth) -> int:
     try:
         attendance = None if detached else Attendance(birth)
         birth.go(f"start container {container.id}", made.config["process"]["args"][0])
+        if detached:
+            interrupts.heed()
         birth.end()
         after_start(container, made.config)
         code = 0 if attendance is None else attendance.wait(relayed=True)
     except BaseException:
+        interrupts.ignore()
         birth.kill()
         remove(container, made.config)
         raise
@@ -237,6 +245,7 @@ class Attendance:
             terminals.take_size(birth.terminal)
         for number in FORWARDED:
             _signal.signal(number, self.forward)
+        self.kept = interrupts.pending()
 
     def forward(self, number: int, _: object) -> None:
         """One signal. A change of the terminal's size is passed on by changing that of the container's terminal."""
@@ -249,7 +258,12 @@ class Attendance:
             return
 
     def wait(self, *, relayed: bool) -> int:
-        """Until the process has ended, with its terminal relayed to this command's: the exit code, as a shell has it."""
+        """Until the process has ended, with its terminal relayed to this command's: the exit code, as a shell has it.
+
+        What was kept of signals goes to its program now that there is one.
+        """
+        for number in self.kept:
+            self.forward(number, None)
         if relayed and self.birth.terminal >= 0:
             self.relay = terminals.Relay(self.birth.terminal)
         try:

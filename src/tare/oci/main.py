@@ -21,12 +21,15 @@ LOG_FORMATS = ("text", "json")
 SPECIFICATION = "1.2.0"
 
 
-def main(boot: list[str]) -> NoReturn:
-    """Run `sys.argv[1:]` and end this process. `boot` is what starts this interpreter like this again, before the arguments."""
-    code = FAILED
+def main(boot: list[str], code: str) -> NoReturn:
+    """Run `sys.argv[1:]` and end this process.
+
+    `boot` is what starts this interpreter like this again, before the arguments; `code` is the file of the modules' code (`stock`).
+    """
+    ending = FAILED
     try:
-        code = run(sys.argv[1:], boot)
-        stock.keep()
+        ending = run(sys.argv[1:], boot)
+        stock.keep(code)
     except TareError as error:
         logs.error(str(error))
     except OSError as error:
@@ -39,7 +42,7 @@ def main(boot: list[str]) -> NoReturn:
     finally:
         sys.stdout.flush()
         # Nothing is left to be cleaned up, and an interpreter's orderly end takes as long as a container's network namespace.
-        os._exit(code)
+        os._exit(ending)
 
 
 def run(words: list[str], boot: list[str]) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tare.cgroups import systemd_sync
+from tare.handlers.shapes import InvalidConfig
 from tare.oci import groups
-from tare.oci.shapes import InvalidConfig
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ import fcntl
 import os
 
 from tare.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, describe
+from tare.handlers.shapes import InvalidConfig
 from tare.launch import linux
 from tare.oci import documents, logs
-from tare.oci.shapes import InvalidConfig
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -129,6 +129,11 @@ class Container:
                 raise FileNotFoundError
         except FileNotFoundError:
             raise NotFound(f"container {self.id}", cause="does not exist") from None
+
+    def release(self) -> None:
+        """Let others have it: those may be waited for from here on."""
+        os.close(self.lock)
+        self.lock = -1
 
     def forget(self) -> None:
         """Remove the directory: state.json last, so that one that is cut short is found again. Idempotent."""

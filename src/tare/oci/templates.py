@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tare.handlers import options
+from tare.handlers import options, schema
 from tare.handlers.capabilities import CAPABILITY_BITS
-from tare.oci import schema
 from tare.oci.state import OCI_VERSION
 
 TYPE_CHECKING = False
