@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tare.errors import DeadlineExceeded
-from tare.handlers import builtin
+from tare.handlers import starting
 from tare.handlers.builtin import StartFailed
 from tests.support.launch import SECONDS, Box, Launch, in_launch, line, namespaces, python_mounts, status, until
 from tests.support.loggers import Group
@@ -114,7 +114,7 @@ def test_a_container_that_stops_everything_in_its_pid_namespace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is stopped on its way in is given up at its deadline; meanwhile others go on, and nothing of it stays."""
-    monkeypatch.setattr(builtin, "SETUP_TIMEOUT", 1.0)
+    monkeypatch.setattr(starting, "SETUP_TIMEOUT", 1.0)
 
     async def body(launch: Launch) -> None:
         pod = await launch.pod("pid")

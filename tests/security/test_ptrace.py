@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tare.errors import FailedPrecondition
 from tare.handlers.builtin import StartFailed
 from tare.handlers.capabilities import mask
+from tare.launch import mounts
 from tare.runtime.seccomp_compile import SeccompCompiler
 from tare.runtime.seccomp_profile import default_profile
 from tests.support.launch import Box, Launch, in_launch, line, namespaces, python_mounts, until
@@ -21,6 +24,7 @@ pytestmark = pytest.mark.root
 
 PYTHON = ["/usr/bin/python3", "-I", "-c"]
 WANTED = 12
+TOO_LATE = (StartFailed, FailedPrecondition)
 TRACER = {kind: ["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE", "CAP_KILL"] for kind in ("bounding", "effective", "permitted")}
 
 # What it can try of a process, by name; and the loop of one that tries all of it on whatever is new in its PID namespace.
@@ -122,9 +126,44 @@ def test_nobody_looks_into_an_exec_before_it_is_one(tmp_path: Path) -> None:
         hunter = await launch.start([*PYTHON, code], mounts=python_mounts())
         assert await line(hunter) == "hunting"
         while launch.handler.alive(hunter.process):
-            with contextlib.suppress(StartFailed):  # the last one comes too late
+            with contextlib.suppress(*TOO_LATE):  # the last one comes too late
                 await launch.exec(hunter, ["true"])
         assert_refused(await hunted(launch, hunter))
+
+    in_launch(tmp_path, body)
+
+
+# Of what anybody may read of a process, without tracing it: what it has in common with whoever reads.
+COMPARE = """
+FILES = ("mountinfo", "net/dev", "net/route", "net/unix")
+def read(pid, name):
+    with open(f"/proc/{pid}/{name}") as file:
+        lines = file.read().splitlines()
+    return [line.partition(":")[0] for line in lines] if name == "net/dev" else lines
+own = {name: read("self", name) for name in FILES}
+WAYS = {name: lambda pid, name=name: read(pid, name) == own[name] for name in FILES}
+def attempt(way, pid):
+    try:
+        return "the same" if WAYS[way](pid) else "another"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+"""
+
+
+def test_an_exec_shows_nothing_of_the_node_before_it_is_one(tmp_path: Path) -> None:
+    """Mounts, addresses, routes and sockets of a process are there for everybody who sees it: they are the container's from the first moment."""
+
+    async def body(launch: Launch) -> None:
+        code = f"{WAYS}{COMPARE}\nWANTED = {WANTED}\n{HUNT}"
+        hunter = await launch.start([*PYTHON, code], mounts=python_mounts())
+        assert await line(hunter) == "hunting"
+        while launch.handler.alive(hunter.process):
+            with contextlib.suppress(*TOO_LATE):
+                await launch.exec(hunter, ["true"])
+        found = await hunted(launch, hunter)
+        assert set(found) == {"mountinfo", "net/dev", "net/route", "net/unix"}
+        gone = {"ESRCH", "ENOENT", "EINVAL"}
+        assert all("the same" in results and results <= {"the same"} | gone for results in found.values()), found
 
     in_launch(tmp_path, body)
 
@@ -139,7 +178,7 @@ def test_who_may_trace_in_a_user_namespace_does_not_look_into_an_exec_either(tmp
         hunter = await launch.start([*PYTHON, code], mounts=python_mounts(), linux=own, capabilities=TRACER)
         assert await line(hunter) == "hunting"
         while launch.handler.alive(hunter.process):
-            with contextlib.suppress(StartFailed):  # the last one comes too late
+            with contextlib.suppress(*TOO_LATE):  # the last one comes too late
                 await launch.exec(hunter, ["true"])
         assert_refused(await hunted(launch, hunter))
 
@@ -231,12 +270,12 @@ def treat(pid):
 """
 
 
-async def held(launch: Launch, hunter: Box, **changes: Any) -> list[Any]:
-    """What a container that may trace got hold of, while processes are made in it."""
+async def held(launch: Launch, hunter: Box, make: Callable[[], Awaitable[object]]) -> list[Any]:
+    """What a container that may trace got hold of, while processes are made in its PID namespace."""
     assert await line(hunter) == "hunting", hunter.read("stderr")
     while launch.handler.alive(hunter.process):
-        with contextlib.suppress(StartFailed):
-            await launch.exec(hunter, ["true"], **changes)
+        with contextlib.suppress(*TOO_LATE):
+            await make()
     said = hunter.read("stdout")
     assert said, hunter.read("stderr")
     found: list[Any] = json.loads(said)
@@ -258,24 +297,55 @@ def test_who_may_trace_gets_hold_of_nothing_but_the_likes_of_itself(uid: int, co
             [*PYTHON, code], mounts=python_mounts(), capabilities=TRACER, noNewPrivileges=confined
         )
         changes = {"user": user, "capabilities": TRACER, "noNewPrivileges": confined, "seccomp": profile}
-        for first, now, (links, root, cwd) in await held(launch, hunter, **changes):
-            for facts in (first, now):
-                if facts["Name"] != "tare-launcher":
-                    continue  # it was not there yet, or no more
-                assert facts["CapBnd"] == format(tracing(), "016x") and facts["CapInh"] == facts["CapAmb"] == "0" * 16
-                assert facts["CapPrm"] == facts["CapEff"] == facts["CapBnd"]
-                assert facts["Uid"].split() == [str(uid)] * 4 and facts["Groups"].split() == ["7"]
-                assert facts["NoNewPrivs"] == str(int(confined)) and facts["Seccomp"] == "2"
-            assert (root, cwd) == ("/", "/")
+        found = await held(launch, hunter, lambda: launch.exec(hunter, ["true"], **changes))
+        for links in likes(found, uid, confined):
             # Its streams, and the socket to the launcher.
-            assert sorted(link.partition(":")[0] for link in links.values()) == [
-                "/dev/null",
-                "pipe",
-                "pipe",
-                "socket",
-            ], links
+            assert links == ["/dev/null", "pipe", "pipe", "socket"], links
 
     in_launch(tmp_path, body, filter=filter)
+
+
+@pytest.mark.parametrize("kernel", ["new", "old"])
+@pytest.mark.parametrize(("uid", "confined"), [(0, False), (1000, True)])
+def test_who_may_trace_gets_hold_of_no_container_that_starts_beside_it(
+    uid: int, confined: bool, kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same where containers share a PID namespace: one that starts appears in it as what it is going to be. Also before Linux 6.17, where
+    a /proc that shows the namespace is one that the pod has had from the beginning."""
+    if kernel == "old":
+        monkeypatch.setattr(mounts, "shows_other_pids", lambda: False)
+    profile = default_profile([name for names in TRACER.values() for name in names])
+    filter = asyncio.run(SeccompCompiler(tmp_path / "seccomp").compile(profile))
+
+    async def body(launch: Launch) -> None:
+        pod = await launch.pod("pid")
+        assert pod.pins["pid"].with_name("proc").is_mount() == (kernel == "old" or not mounts.shows_other_pids())
+        shared = {"namespaces": namespaces(pid=pod.pins["pid"])}
+        code = f"{WAYS}\nWANTED = {WANTED}\n{LOOK}\n{SEIZE}"
+        common: dict[str, Any] = {"linux": shared, "capabilities": TRACER, "noNewPrivileges": confined}
+        hunter = await launch.start([*PYTHON, code], mounts=python_mounts(), **common)
+        user = {"uid": uid, "gid": uid, "additionalGids": [7]}
+        found = await held(launch, hunter, lambda: launch.run(["true"], user=user, **common))
+        for links in likes(found, uid, confined):
+            assert [link.rpartition("/")[2] for link in links] == ["null", "stderr", "stdout", "socket"], links
+
+    in_launch(tmp_path, body, filter=filter)
+
+
+def likes(found: list[Any], uid: int, confined: bool) -> list[list[str]]:
+    """What has been got hold of is no more than a container's process: what descriptors each has, sorted."""
+    held_open = []
+    for first, now, (links, root, cwd) in found:
+        for facts in (first, now):
+            if facts["Name"] != "tare-launcher":
+                continue  # it was not there yet, or no more
+            assert facts["CapBnd"] == format(tracing(), "016x") and facts["CapInh"] == facts["CapAmb"] == "0" * 16
+            assert facts["CapPrm"] == facts["CapEff"] == facts["CapBnd"]
+            assert facts["Uid"].split() == [str(uid)] * 4 and facts["Groups"].split() == ["7"]
+            assert facts["NoNewPrivs"] == str(int(confined)) and facts["Seccomp"] == "2"
+        assert (root, cwd) == ("/", "/")
+        held_open.append(sorted(link.partition(":")[0] for link in links.values()))
+    return held_open
 
 
 def tracing() -> int:
@@ -291,7 +361,8 @@ def test_what_it_says_in_the_name_of_its_prey_leads_nowhere(tmp_path: Path) -> N
         neighbour = await launch.start(["sleep", "1000"])
         launcher = launch.pid_of("launcher")
         hunter = await launch.start([*PYTHON, code], mounts=python_mounts(), capabilities=TRACER)
-        told = [treated for _, _, treated in await held(launch, hunter, capabilities=TRACER)]
+        found = await held(launch, hunter, lambda: launch.exec(hunter, ["true"], capabilities=TRACER))
+        told = [treated for _, _, treated in found]
         assert sum(told) >= WANTED // 2, told
         assert (await launch.wait(hunter.process)).code == 0
         assert launch.pid_of("launcher") == launcher and launch.handler.alive(neighbour.process)

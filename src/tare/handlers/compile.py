@@ -40,33 +40,48 @@ if TYPE_CHECKING:
 __all__ = ["Compiled", "Filter", "Place", "container", "execution"]
 
 
-def container(spec: Spec, root: Overlay | Directory, place: Place, seccomp: Filter | None) -> Compiled:
-    """The plan of a container's main process. Raises InvalidArgument for what cannot be done, naming the field."""
+def container(
+    spec: Spec,
+    root: Overlay | Directory,
+    place: Place,
+    seccomp: Filter | None,
+    namespaces: Namespaces | None = None,
+) -> Compiled:
+    """The plan of a container's main process. Raises InvalidArgument for what cannot be done, naming the field.
+
+    `namespaces` are the specification's, for who has them already.
+    """
     linux_part, process = spec.get("linux") or {}, spec["process"]
-    namespaces = Namespaces(spec)
+    namespaces = namespaces or Namespaces(spec)
     mounts = Mounts(spec.get("mounts") or (), place, namespaces)
+    apart = is_apart(spec, place, namespaces, mounts)
+    mounts.other_proc = place.other_proc if apart else None
     lists: list[list[Step]] = []
     placed = place.directory_v2 if place.directory_v2 and not (place.barrier or namespaces.user) else ""
     own = namespaces.is_new("mount")
     before, steps = (
         with_user_namespace(spec, root, place, namespaces, mounts)
         if namespaces.user
-        else without_user_namespace(spec, root, place, namespaces, mounts, placed)
+        else without_user_namespace(spec, root, place, namespaces, mounts, placed, apart=apart)
     )
     if own:
         steps += volumes.directories(spec.get("directories") or ())
         steps += mounts.attach()
         steps += devices(linux_part, mounts.fresh_dev, namespaces.user)
-    steps.append(("session", "make a session"))
+    steps.append(("default_signals", "reset signals") if apart else ("session", "make a session"))
     if own:
-        steps += [*terminal(process, "terminal"), *protect(linux_part, spec.get("root") or {}, mounts)]
+        steps += terminal(process, "console" if apart else "terminal")
+        steps += protect(linux_part, spec.get("root") or {}, mounts)
     steps += hooks.creating(spec, place, lists)
     if own:
         steps.append(("pivot", "pivot_root", *root_propagation(linux_part)))
     else:
-        steps += [("change_root", "change the root"), *terminal(process, "exec_terminal"), *control_terminal(process)]
+        steps += [("change_root", "change the root"), *terminal(process, "exec_terminal")]
+        steps += [] if apart else control_terminal(process)
     steps.append(("working_directory", "change to the working directory", encoded(process.get("cwd") or "/")))
     steps += connect_streams(process, place, namespaces.user)
+    if apart:
+        return made_apart(spec, place, namespaces, seccomp, [*before, *steps], placed)
     steps += ready(process, linux_part.get("personality"))
     steps += foresee(process)
     listener = hooks.listening(
@@ -84,16 +99,82 @@ def container(spec: Spec, root: Overlay | Directory, place: Place, seccomp: Filt
     return Compiled(plan=plan, clone_flags=namespaces.clone_flags, helper=helper, cgroup=placed)
 
 
+def is_apart(spec: Spec, place: Place, namespaces: Namespaces, mounts: Mounts) -> bool:
+    """Whether the container's process is to appear in a PID namespace that others live in, and can do so with all its privileges gone.
+
+    Who may trace there gets hold of whatever appears. A /proc of it must be to be had from outside (one that is mounted has no options of its
+    own), nobody may have to see the process before (hooks), and its control group needs room for who makes it. With a user namespace nobody in
+    there may trace it until its exec.
+    """
+    if not namespaces.kinds.get("pid") or namespaces.user or place.other_proc is None:
+        return False
+    if place.other_proc and mounts.has_options("proc"):
+        return False
+    resources = (spec.get("linux") or {}).get("resources") or {}
+    alone = (resources.get("pids") or {}).get("limit") == 1
+    seen = any(hooks.parse(spec)[point] for point in hooks.BEFORE_THE_PROGRAM)
+    return not alone and not seen
+
+
+def made_apart(
+    spec: Spec, place: Place, namespaces: Namespaces, seccomp: Filter | None, before: list[Step], placed: str
+) -> Compiled:
+    """The plan of such a process, made as an exec's is: `before` is what takes privileges, and is done in between."""
+    linux_part, process = spec.get("linux") or {}, spec["process"]
+    told = hooks.state(spec, place.id, place.bundle, "created", hooks.PID)
+    lists: list[list[Step]] = []
+    heir = is_early(process, seccomp)
+    listener = hooks.listening(seccomp, told, hooks.PID, lists, heir=heir)
+    own, final = parted_credentials(process, seccomp, listener)
+    before = [
+        *before,
+        *room_for_limits(process),
+        *foresee(process),
+        *ready_to_fork(process, linux_part.get("personality")),
+        *namespaces.enter("pid"),
+    ]
+    plan: Plan = {
+        "before": [("hide", "hide"), *labels.labelled(before, linux_part)],
+        "making": "join pid namespace",
+        "entered": own,
+        "steps": appearing(process, lists, awaits=heir and listener is not None),
+        "final": final,
+        "outside": lists,
+        **program(process),
+    }
+    return Compiled(plan=plan, clone_flags=0, helper=True, apart=True, cgroup=placed)
+
+
+def appearing(process: Spec, lists: list[list[Step]], *, awaits: bool) -> list[Step]:
+    """What is left for a process that appears among others: its session, and what forks do not inherit, which the helper does."""
+    return [
+        *([("await_listener", "load the seccomp filter")] if awaits else []),
+        ("lead_session", "make a session"),
+        *control_terminal(process),
+        *hooks.ask(lists, "set the scheduler", attributes.scheduling(process)),
+    ]
+
+
 def without_user_namespace(
-    spec: Spec, root: Overlay | Directory, place: Place, namespaces: Namespaces, mounts: Mounts, placed: str
+    spec: Spec,
+    root: Overlay | Directory,
+    place: Place,
+    namespaces: Namespaces,
+    mounts: Mounts,
+    placed: str,
+    *,
+    apart: bool,
 ) -> tuple[list[Step], list[Step]]:
-    """(in between, in the child) as far as the root file system; nothing in between unless a namespace must be there before the child."""
+    """(in between, in the child) as far as the root file system; nothing in between unless a namespace must be there before the child.
+
+    `apart` is for one process to do both: it makes the new namespaces too, and enters the PID namespace later.
+    """
     linux_part, process = spec.get("linux") or {}, spec["process"]
     before = [
         *mounts.user_namespaces(),
         *namespaces.time_namespace(),
         *namespaces.open("pid"),
-        *namespaces.enter("pid"),
+        *([] if apart else namespaces.enter("pid")),
     ]
     steps: list[Step] = [
         *wait_to_be_placed(place),
@@ -102,11 +183,13 @@ def without_user_namespace(
         *labels.expected(process, linux_part),
         *oom_score(process),
         *join(path for path in place.join if not placed or not path.startswith(placed + "/")),
+        *attributes.any_cpu(),
         *namespaces.open(*BY_PATH),
         *open_streams(process, place),
         *namespaces.open("mount"),
         *mounts.open(),
         *(open_root(root, linux_part) if namespaces.is_new("mount") else ()),
+        *(namespaces.make() if apart else ()),
         *namespaces.enter(*BY_PATH),
         *namespaces.fresh(),
     ]
@@ -159,6 +242,7 @@ def with_user_namespace(
     steps: list[Step] = [
         *wait_to_be_placed(place),
         *join(place.join),
+        *attributes.any_cpu(),
         ("become_root", "become root of the user namespace"),
         *namespaces.fresh(),
         ("take", "mount the root file system", ROOT),
@@ -188,7 +272,7 @@ def open_root(root: Overlay | Directory, linux_part: Spec) -> list[Step]:
 def root_within(root: Overlay | Directory) -> Step:
     """A directory as a mount namespace that was joined has it."""
     if not isinstance(root, Directory):
-        cause = "an image's layers cannot be mounted in a mount namespace that is joined by path"
+        cause = "an image's layers cannot be mounted in a mount namespace that is joined by path, or the node's own"
         raise InvalidArgument("read linux.namespaces", cause=cause)
     return ("root_within", "open the root file system", encoded(root.path))
 
@@ -247,12 +331,7 @@ def execution(
     heir = is_early(process, seccomp)
     listener = hooks.listening(seccomp, state or {}, hooks.PID, lists, heir=heir)
     own, final = parted_credentials(process, seccomp, listener)
-    steps: list[Step] = [
-        *([("await_listener", "load the seccomp filter")] if heir and listener is not None else []),
-        ("lead_session", "make a session"),
-        *control_terminal(process),
-        *hooks.ask(lists, "set the scheduler", attributes.scheduling(process)),
-    ]
+    steps = appearing(process, lists, awaits=heir and listener is not None)
     entered: list[Step] = [
         *terminal(process, "exec_terminal"),
         ("change_directory", "change to the working directory", cwd),

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 
-from tare.launch import credentials, gates, init, linux, outside, packets, plan, steps, userns, wire
+from tare.launch import credentials, init, linux, outside, plan, steps, userns
 from tare.launch.machine import Machine
 
 TYPE_CHECKING = False
@@ -42,15 +42,7 @@ def main(status: _socket.socket, outcome: mmap.mmap, plan_fd: int, target: int, 
         enter(machine, work, target, streams)
         keep_what_is_needed(machine, way.inherit)
         steps.run(machine, entered)
-        pid, pidfd = linux.clone_parent()
-        if pid:
-            if machine.heir and machine.outside is not None:
-                packets.send(machine.outside, wire.CHILD, 0, (pid,))
-            packets.send(status, wire.CHILD, 0, (pid,), (pidfd,))
-            os._exit(0)
-        steps.run(machine, way.first)
-        gates.until_go(status, wire.READY, machine.warnings[:8])
-        init.become(machine, outcome, way)
+        init.appear(machine, outcome, way)
     except OSError as error:
         steps.fail(status, "join the container", error)
     except BaseException:  # noqa: BLE001 - whatever it is, it ends this child and is told to the launcher

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 
-from tare.launch import gates, linux, plan, steps, wire
+from tare.launch import gates, linux, packets, plan, steps, wire
 from tare.launch.machine import EXECUTING, LOADING, Machine
 
 TYPE_CHECKING = False
@@ -38,6 +38,17 @@ def main(status: _socket.socket, outcome: mmap.mmap, plan_fd: int) -> None:
         steps.fail_with(status, "setup")
 
 
+def await_plan(status: _socket.socket, outcome: mmap.mmap) -> None:
+    """The same for a child that was made before there was a plan: that comes with its first GO."""
+    try:
+        kind, _, _, fds = packets.receive(status)
+    except packets.Closed:
+        os._exit(1)
+    if kind != wire.GO or len(fds) != 1:
+        os._exit(1)
+    main(status, outcome, fds[0])
+
+
 def run(machine: Machine, outcome: mmap.mmap, work: Plan) -> None:
     """Walk the plan and become its program."""
     machine.page = outcome
@@ -57,6 +68,24 @@ class Way:
         self.final = steps.resolve(work["final"])
         self.program = linux.Exec(work["paths"], work["argv"], work["env"])
         self.inherit: int = work.get("inherit", 3)
+
+
+def appear(machine: Machine, outcome: mmap.mmap, way: Way) -> None:
+    """The same by a process that this one makes, in a PID namespace in which others live: it has been given no more than it is to have."""
+    pid, pidfd = linux.clone_parent()
+    if pid:
+        if machine.heir and machine.outside is not None:
+            packets.send(machine.outside, wire.CHILD, 0, (pid,))
+        packets.send(machine.status, wire.CHILD, 0, (pid,), (pidfd,))
+        os._exit(0)
+    arrive(machine, outcome, way)
+
+
+def arrive(machine: Machine, outcome: mmap.mmap, way: Way) -> None:
+    """Walk the steps, wait at the gate, and become the program; all that is not inherited is marked by now."""
+    steps.run(machine, way.first)
+    gates.until_go(machine.status, wire.READY, machine.warnings[:8])
+    become(machine, outcome, way)
 
 
 def become(machine: Machine, outcome: mmap.mmap, way: Way) -> None:
