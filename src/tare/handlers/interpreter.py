@@ -1,4 +1,4 @@
-"""Starting the keeper on an interpreter that nothing can overwrite.
+"""Starting the keeper on an interpreter that nothing can overwrite, and what another version of it is started with.
 
 Until its exec a container's first process runs this interpreter, and /proc/PID/exe leads to it. So it is a sealed copy in
 memory, or, where the kernel forbids executing one, the same file seen through a read-only overlay of its own (CVE-2019-5736).
@@ -6,41 +6,78 @@ memory, or, where the kernel forbids executing one, the same file seen through a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tare import __version__
 from tare.errors import InternalError
-from tare.launch import linux
+from tare.launch import linux, plan, succession
 from tare.launch.plan import SEALS
 
 MFD_EXEC = 0x10
 START_SECONDS = 30.0
-BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from tare.launch.keeper import main; main()"
+MEMORY = "tare"  # what the sealed copy is called
+BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from tare.launch.succession import main; main()"
+PACKAGE = Path(__file__).parents[2]
+UNSEALED = (errno.EACCES, errno.EPERM, errno.EBUSY)
+"""EACCES, EPERM: the sysctl vm.memfd_noexec. EBUSY: the kernel itself holds a page of the copy (reclaim, compaction)."""
 
 
-def start_keeper(run: Path) -> None:
+def interpreter() -> Path:
+    """The file that runs this process, not a virtual environment's link to it."""
+    return Path(sys._base_executable if hasattr(sys, "_base_executable") else sys.executable).resolve()  # type: ignore[attr-defined,unused-ignore]
+
+
+def identity() -> str:
+    """What tells two versions of keeper and launcher apart: of the files as they are now, and of the interpreter. Raises OSError."""
+    real = interpreter()
+    status = real.stat()
+    told = hashlib.blake2b(f"{__version__} {real} {status.st_size} {status.st_mtime_ns}".encode(), digest_size=8)
+    for path in sorted((PACKAGE / "tare" / "launch").glob("*.py")):
+        told.update(path.name.encode() + b"\0" + path.read_bytes())
+    return f"{__version__}-{told.hexdigest()}"
+
+
+def command() -> list[str]:
+    """How keeper and launcher are run: what comes before their own arguments (`succession.main`)."""
+    return [str(interpreter()), "-I", "-S", "-E", "-B", "-c", BOOT, str(PACKAGE)]
+
+
+def image() -> int:
+    """The interpreter as nobody can overwrite it; the descriptor is the caller's. Raises OSError."""
+    try:
+        return sealed_copy(interpreter())
+    except OSError as error:
+        if error.errno not in UNSEALED:
+            raise
+        return overlay_view(interpreter())
+
+
+def start_keeper(run: Path, kept: Mapping[bytes, Sequence[int]] | None = None) -> None:
     """Start the keeper of a run directory as a process of its own session, and nobody's child. It tells of its troubles in `<run>/launch.log`.
 
-    To be called in a thread: it takes as long as an interpreter's start. Whether the keeper serves is seen by connecting to its
-    socket. Raises InternalError.
+    `kept` are descriptors that it begins with, which stay the caller's. To be called in a thread: it takes as long as an interpreter's
+    start. Whether the keeper serves is seen by connecting to its socket. Raises InternalError.
     """
-    real = Path(sys._base_executable if hasattr(sys, "_base_executable") else sys.executable).resolve()  # type: ignore[attr-defined,unused-ignore]
-    package = Path(__file__).parents[2]
-    command = [str(real), "-I", "-S", "-E", "-B", "-c", BOOT, str(package), str(run)]
     try:
+        words = [*command(), str(run), identity()]
         log = os.open(run / "launch.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            status = spawn(command, sealed_copy(real), log)
-        except OSError as error:
-            # EACCES, EPERM: the sysctl vm.memfd_noexec. EBUSY: the kernel itself holds a page of the copy (reclaim, compaction).
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EBUSY):
-                raise
-            status = spawn(command, overlay_view(real), log)
+            with handed(kept or {}) as (more, fds):
+                try:
+                    status = spawn([*words, *more], sealed_copy(interpreter()), log, fds)
+                except OSError as error:
+                    if error.errno not in UNSEALED:
+                        raise
+                    status = spawn([*words, *more], overlay_view(interpreter()), log, fds)
         finally:
             os.close(log)
     except OSError as error:
@@ -49,8 +86,23 @@ def start_keeper(run: Path) -> None:
         raise InternalError("start the keeper", cause=f"it ended with {status}", hint=f"see {run}/launch.log")
 
 
-def spawn(command: list[str], image: int, log: int) -> int:
-    """Run the image, whose descriptor is closed here, in a session of its own, away from every directory, with nothing inherited: its status."""
+@contextlib.contextmanager
+def handed(kept: Mapping[bytes, Sequence[int]]) -> Iterator[tuple[list[str], list[int]]]:
+    """The arguments that tell a new keeper what it begins with, and the descriptors that go along."""
+    if not kept:
+        yield [], []
+        return
+    fds = [fd for both in kept.values() for fd in both]
+    store = {key: list(both) for key, both in kept.items()}
+    state = plan.seal(succession.state_of("keeper", None, 0, fds, store=store))
+    try:
+        yield [succession.BEGIN, str(state)], [state, *fds]
+    finally:
+        os.close(state)
+
+
+def spawn(command: list[str], image: int, log: int, fds: Sequence[int] = ()) -> int:
+    """Run the image, whose descriptor is closed here, in a session of its own, away from every directory, with nothing else: its status."""
     try:
         return subprocess.call(
             command,
@@ -58,7 +110,7 @@ def spawn(command: list[str], image: int, log: int) -> int:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            pass_fds=(image,),
+            pass_fds=(image, *fds),
             cwd="/",
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
             start_new_session=True,
@@ -74,12 +126,12 @@ def sealed_copy(path: Path) -> int:
     """An executable memfd with the file's bytes, sealed against every change."""
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
-        fd = os.memfd_create("tare", flags | MFD_EXEC)
+        fd = os.memfd_create(MEMORY, flags | MFD_EXEC)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
         # MFD_EXEC is Linux 6.3's.
-        fd = os.memfd_create("tare", flags)
+        fd = os.memfd_create(MEMORY, flags)
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

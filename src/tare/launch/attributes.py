@@ -22,6 +22,7 @@ NR_SCHED_SETATTR = 314 if _X86 else 274
 NR_IOPRIO_SET = 251 if _X86 else 30
 IOPRIO_WHO_PROCESS = 1
 EINVAL = 22
+CONFIGURED = os.sysconf("SC_NPROCESSORS_CONF")
 
 
 def scheduler(machine: Machine, attributes: bytes) -> None:
@@ -62,7 +63,13 @@ def affinity(machine: Machine, cpus: tuple[int, ...]) -> None:
         raise OSError(EINVAL, "none of these CPUs is online and in the control group's set") from error
 
 
+def any_cpu(machine: Machine) -> None:
+    """No CPU is excluded but by the control group: what the launcher, or a command line's caller, is confined to is not the container's."""
+    os.sched_setaffinity(0, range(CONFIGURED))
+
+
 OPERATIONS: dict[str, Callable[..., None]] = {
+    "any_cpu": any_cpu,
     "scheduler": scheduler,
     "io_priority": io_priority,
     "personality": personality,

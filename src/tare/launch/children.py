@@ -32,10 +32,10 @@ class Child:
     and the errno of an execve that failed: no system call is certain to be allowed by then.
     """
 
-    def __init__(self, kind: int, name: bytes, connection: socket.socket, request: int) -> None:
+    def __init__(self, kind: int, name: bytes, connection: socket.socket | None, request: int) -> None:
         self.kind = kind
         self.name = name
-        self.connection: socket.socket | None = connection
+        self.connection = connection
         self.request = request
         ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         ours.setblocking(False)
@@ -49,6 +49,8 @@ class Child:
         self.start = 0
         self.at_barrier = False  # waits to be placed by somebody else
         self.placed = False  # has waited for that
+        self.begun = False  # was made before there was a plan for it, and waits at no gate but for that
+        self.ready = False
         self.marked = False
         self.going = False  # past its gate
         self.unwanted = False  # killed by us: what it still says is not heard
@@ -57,10 +59,31 @@ class Child:
         self.terminal = -1
         self.warnings: list[wire.Field] = []
         self.early: tuple[int, list[wire.Field]] | None = None  # what overtook CHILD: two processes speak on one socket
+        self.kill_at = 0.0  # when a command's time is over (0: never)
+
+    @classmethod
+    def running(
+        cls, kind: int, name: bytes, pid: int, pidfd: int, start: int, *, marked: bool, kill_at: float
+    ) -> Child:
+        """One of another version of the launcher, past its gate and its exec."""
+        child = cls(kind, name, None, 0)
+        child.theirs.close()
+        if child.status is not None:
+            child.status.close()
+        child.status = None
+        child.outcome.close()
+        child.pid, child.pidfd, child.start = pid, pidfd, start
+        child.marked, child.kill_at = marked, kill_at
+        child.going = child.answered = True
+        return child
+
+    def settled(self) -> bool:
+        """Whether nothing is to come of it but its end."""
+        return self.status is None and self.helper < 0 and not self.unwanted
 
     def at_gate(self) -> bool:
         """Whether it waits to be let through."""
-        return self.marked and not self.going and self.status is not None
+        return self.ready and self.marked and not self.going and self.status is not None
 
     def may_say(self, sender: int, kind: int, fields: Sequence[wire.Field], fds: Sequence[int]) -> bool:
         """Whether this is to be heard. A process that others share a PID namespace with may be in the hands of one who may trace: it can
@@ -73,10 +96,12 @@ class Child:
         if kind == wire.FAILED:
             return (shape, count) == ("bib", 0) and 0 <= wire.int_of(fields[1]) <= HIGHEST_ERRNO
         if kind == wire.READY:
-            made = self.kind in (wire.CREATE, wire.EXEC, wire.COMMAND) and not self.marked and self.early is None
+            made = self.kind in (wire.CREATE, wire.EXEC, wire.COMMAND) and not self.ready and self.early is None
             return made and not shape.strip("b") and not count and length(fields) <= MOST_WARNED
         if kind == wire.BARRIER:
-            waits = self.kind == wire.CREATE and not self.placed and not self.marked and self.early is None
+            waits = (
+                self.kind in (wire.CREATE, wire.COMMAND) and not self.placed and not self.ready and self.early is None
+            )
             return waits and (shape, count) == ("", 0)
         if kind == wire.OK and not self.answered:
             return (self.kind == wire.CHECK and not shape.strip("b")) or (self.kind == wire.NAMESPACES and shape == "i")
@@ -88,6 +113,12 @@ class Child:
         if stage == EXECUTING:
             return b"exec", number
         return (b"load the seccomp filter", number) if number else None
+
+    def close_terminal(self) -> None:
+        """The master is who asked's, or nobody's."""
+        if self.terminal >= 0:
+            os.close(self.terminal)
+            self.terminal = -1
 
     def kill(self) -> None:
         """SIGKILL for it and for what was to make it; for a command, with all that is in its process group."""

@@ -6,6 +6,8 @@ descriptors that came with the request, and nothing else. Where it is to, it joi
 A command that leaves a process behind and ends (`runc exec --detach`) is stood in for: this child stays, as the parent of what is
 left, and ends with its exit code, so that one that ends at once is not missed.
 
+Before its exec it may have steps to walk, as a container's process has: CRIU restores in a mount namespace of its own, where all is laid ready.
+
     launcher                    this child (subreaper)             command
        │◄───────── READY ─────────┤                                   │
        ├─ GO ────────────────────►│ fork ────────────────────────────►│ makes a process, writes its PID file, ends
@@ -15,6 +17,7 @@ left, and ends with its exit code, so that one that ends at once is not missed.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import socket
@@ -24,29 +27,32 @@ from tare.launch.machine import EXECUTING, Machine
 
 UMASK = 0o022
 MARK = b"command"  # what its marker holds
+PATIENT = b"patient"  # the same for one that must be let finish, also where the daemon that asked has died; its name begins so
 UNKNOWN = 255
 
 
 def main(status: socket.socket, outcome: mmap.mmap, plan_fd: int, streams: list[int]) -> None:
-    """The whole way to execve; does not return. The plan: `paths`, `argv`, `env`, `cwd`, `join` (cgroup.procs files) and, for a
-    command that is stood in for, `pid_file`."""
+    """The whole way to execve; does not return. The plan: `paths`, `argv`, `env`, `cwd`, `join` (cgroup.procs files), `steps` and, for a
+    command that is stood in for, `pid_file`. The streams become its descriptors 0, 1, 2 and following."""
     try:
         work = plan.read(plan_fd)
         os.close(plan_fd)
+        status = out_of_the_way(status, len(streams))
         program = linux.Exec(work["paths"], work["argv"], work["env"])
         machine = Machine(status)
+        walk = steps.resolve(work["steps"])
         for path in work["join"]:
             credentials.join_cgroup(machine, path)
+        steps.run(machine, walk)
         os.setsid()
         os.umask(UMASK)
         os.chdir(work["cwd"])
-        for number, fd in enumerate(streams):
-            os.dup2(fd, number)
+        connect(streams)
         gates.until_go(status, wire.READY, [])
         credentials.reset_signals()
         if work["pid_file"]:
             stand_in(status, outcome, program, work["pid_file"])
-        linux.close_range(3, flags=linux.CLOSE_RANGE_CLOEXEC)
+        linux.close_range(len(streams), flags=linux.CLOSE_RANGE_CLOEXEC)
         outcome[4] = EXECUTING
         outcome[:4] = program().to_bytes(4, "little")
         os._exit(127)
@@ -54,6 +60,27 @@ def main(status: socket.socket, outcome: mmap.mmap, plan_fd: int, streams: list[
         steps.fail(status, "run a command", error)
     except BaseException:  # noqa: BLE001 - whatever it is, it ends this child and is told to the launcher
         steps.fail_with(status, "run a command")
+
+
+def mark_of(name: bytes) -> bytes:
+    """What the marker of a command of this name holds."""
+    return PATIENT if name.startswith(PATIENT) else MARK
+
+
+def out_of_the_way(status: socket.socket, count: int) -> socket.socket:
+    """The socket at a number that no stream is going to have."""
+    if status.fileno() >= count:
+        return status
+    moved = socket.socket(fileno=fcntl.fcntl(status.fileno(), fcntl.F_DUPFD_CLOEXEC, count))
+    status.close()
+    return moved
+
+
+def connect(streams: list[int]) -> None:
+    """Descriptors in their places, which others of them may have: so above all of those first."""
+    for place, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(streams)) for fd in streams]):
+        os.dup2(fd, place)
+        os.close(fd)
 
 
 def stand_in(status: socket.socket, outcome: mmap.mmap, program: linux.Exec, pid_file: bytes) -> None:

@@ -189,12 +189,21 @@ def own_streams(machine: Machine, uid: int) -> None:
 
 def terminal(machine: Machine, uid: int, rows: int, columns: int) -> None:
     """A new terminal from the container's own devpts as streams, controlling terminal and /dev/console; its master goes to the launcher."""
-    master, slave = new_terminal(machine.root, uid, rows, columns)
-    tree = linux.open_tree(slave, b"", linux.OPEN_TREE_CLONE | linux.AT_EMPTY_PATH)
-    machine.slots[-1] = tree
-    mounts.attach(machine, -1, b"/dev/console", True)
-    use_terminal(machine, master, slave)
+    console(machine, uid, rows, columns)
     control_terminal(machine)
+
+
+def console(machine: Machine, uid: int, rows: int, columns: int) -> None:
+    """The same, controlling nobody yet (`control_terminal`)."""
+    master, slave = new_terminal(machine.root, uid, rows, columns)
+    show_console(machine, slave)
+    use_terminal(machine, master, slave)
+
+
+def show_console(machine: Machine, slave: int) -> None:
+    """A terminal as /dev/console too."""
+    machine.slots[-1] = linux.open_tree(slave, b"", linux.OPEN_TREE_CLONE | linux.AT_EMPTY_PATH)
+    mounts.attach(machine, -1, b"/dev/console", True)
 
 
 def exec_terminal(machine: Machine, uid: int, rows: int, columns: int) -> None:
@@ -321,6 +330,7 @@ OPERATIONS: dict[str, Callable[..., None]] = {
     "own_streams": own_streams,
     "change_directory": change_directory,
     "terminal": terminal,
+    "console": console,
     "exec_terminal": exec_terminal,
     "control_terminal": control_terminal,
     "close_slot": close_slot,

@@ -66,8 +66,12 @@ else:
             self._handle = dlopen(name, 0)
             self._function = type(CFuncPtr)("Function", (CFuncPtr,), {"_flags_": flags, "_restype_": c_int})
 
+        def __getitem__(self, name):
+            """A function of one's own, for argument types of one's own."""
+            return self._function((name, self))
+
         def __getattr__(self, name):
-            function = self._function((name, self))
+            function = self[name]
             setattr(self, name, function)
             return function
 

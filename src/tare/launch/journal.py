@@ -42,6 +42,7 @@ DATA, CLOSE, END = range(3)  # kinds of batch: bytes; none, but an open line is 
 BUFFER_SIZE = 65536
 SLOTS = 512  # containers of one logger
 MAX_LOST = 0xFFFFFFFF
+LOST_OPEN = 2  # how far above a stream's bit in `is_open` its other one is
 
 _VERSION = struct.Struct("<I")
 _PIPE = struct.Struct("<Q")
@@ -60,7 +61,10 @@ _SIZE = _RECORDS + SLOTS * _RECORD_SIZE
 
 
 class Record:
-    """How far the log of one container is. `is_open` and `ended` have a bit for each stream; `lost` counts lines, `error` says why."""
+    """How far the log of one container is. `is_open` and `ended` have a bit for each stream; `lost` counts lines, `error` says why.
+
+    Another bit of `is_open`, LOST_OPEN higher, says that the last of the lost lines goes on.
+    """
 
     __slots__ = ("device", "ended", "error", "inode", "is_open", "lost", "offset", "used")
 
@@ -97,9 +101,7 @@ class Journal:
     def __init__(self, path: bytes) -> None:
         self.path = path
         self.file = lock(path)
-        version = int.from_bytes(os.pread(self.file, 4, 0), "little")
-        if version not in (0, VERSION):
-            raise OSError(errno.EPROTO, f"journal of version {version}, not {VERSION}", path)
+        check_version(self.file, path)
         os.ftruncate(self.file, _SIZE)
         # Room beforehand: a full file system would otherwise show as SIGBUS.
         os.posix_fallocate(self.file, 0, _RECORDS)
@@ -194,6 +196,38 @@ class Journal:
     def remove(self) -> None:
         """Take the file away: there is nothing to go on with."""
         os.unlink(self.path)
+
+
+def lost_lines(path: str, slots: list[int]) -> int | None:
+    """How many lines of these containers are lost and not yet told in their logs; None in a journal of another version.
+
+    For others than the logger. Raises FileNotFoundError.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if int.from_bytes(os.pread(file, 4, _AT_VERSION), "little") != VERSION:
+            return None
+        found = (os.pread(file, _RECORD_SIZE, _RECORDS + slot * _RECORD_SIZE) for slot in slots)
+        return sum(sum(Record.unpack(data).lost) for data in found if len(data) == _RECORD_SIZE)
+    finally:
+        os.close(file)
+
+
+def check(path: bytes) -> None:
+    """Raises OSError where there is a journal at `path` that this code does not understand."""
+    if not os.path.lexists(path):
+        return
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        check_version(file, path)
+    finally:
+        os.close(file)
+
+
+def check_version(file: int, path: bytes) -> None:
+    version = int.from_bytes(os.pread(file, 4, 0), "little")
+    if version not in (0, VERSION):
+        raise OSError(errno.EPROTO, f"journal of version {version}, not {VERSION}", path)
 
 
 def lock(path: bytes) -> int:

@@ -3,7 +3,8 @@
 It is a child subreaper, so whatever loses its parent comes here and is reaped here; if the process was one of ours (there is
 a marker for it under tasks/), its exit is recorded first. It holds descriptors under keys for others (the masters of
 terminals, the read ends of log FIFOs, the loggers' private pipes), starts the launcher, and starts it again when it dies.
-It reads no file that a pod can name, parses nothing but messages, and does not end while a container lives.
+It reads no file that a pod can name, parses nothing but messages, and does not end while a container lives. Another version of its
+code takes its place in the same process (`succession`); what must outlive it too is mirrored in the service manager (`mirror`).
 
     <run>/keeper.sock      this process            <run>/tasks/PID.START   made before a process may exec
     <run>/launcher.sock    bound here, so that     <run>/exits/PID.START   written here or by the launcher,
@@ -18,14 +19,16 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
 
-from tare.launch import image, launcher, linux, packets, tasks, wire
+from tare.launch import image, launcher, linux, packets, succession, tasks, wire
+from tare.launch.mirror import Mirror
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from tare.launch.succession import State, Successor
 
 RESTART_PAUSE = 0.5  # seconds between two starts of a launcher that dies at once
 RETRY = 1.0  # seconds before what failed for want of room is tried again
@@ -33,27 +36,30 @@ EBUSY, ENOSYS = 16, 38
 
 
 class Keeper:
-    """One keeper. `run` is the run directory."""
+    """One keeper. `run` is the run directory, `identity` that of its code, `lock` the descriptor that makes it the only one."""
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, identity: bytes, lock: int, listener: socket.socket) -> None:
         self.run = run
+        self.identity = identity
+        self.lock = lock
         self.store: dict[bytes, list[int]] = {}
+        self.mirror = Mirror(self.store)
         self.connections: dict[int, socket.socket] = {}
         self.greeted: set[socket.socket] = set()  # who is told of exits: a client that says HELLO, no logger
-        self.listener = packets.listen(f"{run}/keeper.sock")
+        self.listener = listener
         self.children = child_signals()
         self.launcher_pid = 0
         self.launcher_pidfd = -1
         self.last_start = -RESTART_PAUSE
         self.launcher_listener: socket.socket | None = None
         self.wake_at: float | None = None  # when something is due: a launcher's start, or what failed before
+        self.successor: Successor | None = None  # while it is tried
         self.epoll = select.epoll()
         self.epoll.register(self.listener, select.EPOLLIN)
         self.epoll.register(self.children, select.EPOLLIN)
 
     def serve(self) -> None:
         """Until QUIT is granted. One event at a time: of several, one may speak of a descriptor that the one before it has closed."""
-        self.take_launcher()
         while True:
             patience = None if self.wake_at is None else max(0.0, self.wake_at - time.monotonic())
             if patience == 0.0:
@@ -75,6 +81,10 @@ class Keeper:
         self.reap()
         if self.launcher_pidfd < 0:
             self.start_launcher()
+        if self.successor is not None and not self.successor.expired():
+            self.put_off(RETRY)
+        if not self.mirror.catch_up():
+            self.put_off(RETRY)
 
     def put_off(self, seconds: float) -> None:
         """Come back to what could not be done now."""
@@ -93,8 +103,11 @@ class Keeper:
             )  # no descriptor is free: the connection waits, and this would be asked again at once
             return
         if connection is not None:
-            self.connections[connection.fileno()] = connection
-            self.epoll.register(connection, select.EPOLLIN)
+            self.welcome(connection)
+
+    def welcome(self, connection: socket.socket) -> None:
+        self.connections[connection.fileno()] = connection
+        self.epoll.register(connection, select.EPOLLIN)
 
     def hang_up(self, connection: socket.socket) -> None:
         self.epoll.unregister(connection)
@@ -124,6 +137,7 @@ class Keeper:
         if kind == wire.STORE and wire.shape(fields) == "b":
             self.drop(wire.bytes_of(fields[0]))
             self.store[wire.bytes_of(fields[0])] = fds
+            self.mirror.changed(wire.bytes_of(fields[0]))
             fds = []
         elif kind == wire.FETCH and wire.shape(fields) == "b":
             kept = self.store.get(wire.bytes_of(fields[0]), [])
@@ -132,7 +146,12 @@ class Keeper:
                 self.drop(name)
         elif kind == wire.HELLO:
             self.greeted.add(connection)
-            result = (wire.VERSION, os.getpid(), self.launcher_pid)
+            if wire.shape(fields) == "ibi":
+                self.mirror.follow(wire.bytes_of(fields[1]), everything=not fields[2])
+            result = (wire.VERSION, os.getpid(), self.launcher_pid, self.identity, wire.OLDEST)
+        elif kind == wire.RENEW:
+            self.renew(connection, request, fields, fds)
+            return
         elif kind == wire.QUIT and not os.listdir(f"{self.run}/tasks"):
             packets.send(connection, wire.OK, request)
             self.quit()
@@ -142,12 +161,16 @@ class Keeper:
             packets.send(connection, wire.FAILED, request, (b"keeper", EBUSY if kind == wire.QUIT else ENOSYS, words))
             return
         packets.close_all(fds)
+        if self.mirror.behind and not self.mirror.catch_up():
+            self.put_off(RETRY)
         if request:
             packets.send(connection, wire.OK, request, result, kept)
 
     def drop(self, key: bytes) -> None:
         """Let go of what is kept under a key."""
-        packets.close_all(self.store.pop(key, []))
+        if key in self.store:
+            packets.close_all(self.store.pop(key))
+            self.mirror.changed(key)
 
     def quit(self) -> None:
         """End the launcher, which ends its loggers, and this process."""
@@ -181,6 +204,8 @@ class Keeper:
                 self.broadcast(key)
             if info.si_pid == self.launcher_pid:
                 self.launcher_ended()
+            if self.successor is not None and info.si_pid == self.successor.pid:
+                self.tried(self.successor, info.si_code == os.CLD_EXITED and info.si_status == 0)
 
     def broadcast(self, key: tuple[int, int]) -> None:
         """Tell whoever listens that a task has ended. A connection that does not read is cut: it will read exits/ when it comes back."""
@@ -189,6 +214,68 @@ class Keeper:
                 packets.send(connection, wire.EXITED, 0, key)
             except (packets.Closed, OSError):
                 self.hang_up(connection)
+
+    # Another version
+
+    def renew(self, connection: socket.socket, request: int, fields: Sequence[wire.Field], fds: list[int]) -> None:
+        """Have another version tried; the answer comes when it is in place, or has been found to be no use."""
+        try:
+            if self.successor is not None:
+                raise OSError(EBUSY, "another version is being tried")
+            successor = succession.Successor(connection, request, fields, fds)
+        except OSError as error:
+            packets.send(connection, wire.FAILED, request, (b"keeper", error.errno or 0, os.fsencode(str(error))))
+            return
+        finally:
+            packets.close_all(fds)
+        try:
+            successor.attempt(self.run, self.state(successor))
+        except OSError as error:
+            self.stay(successor, error.errno or 0, os.fsencode(str(error)))
+        else:
+            self.successor = successor
+            self.put_off(RETRY)
+
+    def tried(self, successor: Successor, good: bool) -> None:
+        """The trial has ended: be the other version, if it works."""
+        self.successor = None
+        if not good:
+            self.stay(successor, 0, successor.words())
+            return
+        try:
+            successor.become(self.run, self.state(successor))
+        except OSError as error:
+            self.stay(successor, error.errno or 0, os.fsencode(str(error)))
+
+    def stay(self, successor: Successor, number: int, words: bytes) -> None:
+        """This version goes on."""
+        successor.close()
+        if successor.connection.fileno() < 0:
+            return
+        try:
+            packets.send(
+                successor.connection, wire.FAILED, successor.request, (b"try the other version", number, words)
+            )
+        except (packets.Closed, OSError):
+            self.hang_up(successor.connection)
+
+    def state(self, successor: Successor) -> State:
+        """All that the next version is to go on with."""
+        asking = successor.connection if successor.connection.fileno() >= 0 else None
+        bound = self.launcher_listener.fileno() if self.launcher_listener is not None else -1
+        single = [self.lock, self.listener.fileno(), bound, self.launcher_pidfd]
+        kept = [fd for fds in self.store.values() for fd in fds]
+        return succession.state_of(
+            "keeper",
+            asking,
+            successor.request,
+            [fd for fd in (*single, *kept, *self.connections) if fd >= 0],
+            single=single,
+            launcher=self.launcher_pid,
+            store=self.store,
+            mirror=(self.mirror.address, list(self.mirror.behind)),
+            connections=[(fd, connection in self.greeted) for fd, connection in self.connections.items()],
+        )
 
     # The launcher
 
@@ -232,7 +319,7 @@ class Keeper:
         if pid == 0:
             linux.keep_only(self.launcher_listener.fileno())
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            image.end_after(launcher.serve, self.run, self.launcher_listener, keeper)
+            image.end_after(launcher.serve, self.run, self.identity, self.launcher_listener, keeper)
         self.watch_launcher(pid, pidfd)
 
 
@@ -244,13 +331,39 @@ def child_signals() -> int:
     return linux.check(linux.libc.signalfd(ctypes.c_int(-1), ctypes.byref(mask), ctypes.c_int(flags)), "signalfd")
 
 
-def main() -> None:
-    """`python -I -S -E -c … RUN`: serve, once; a second keeper for the same directory ends at once.
+def resume(run: str, identity: bytes, state: State) -> Keeper:
+    """The keeper that another version has been so far."""
+    lock, listener, bound, pidfd = state["single"]
+    keeper = begin(run, identity, lock, socket.socket(fileno=listener))
+    keeper.store.update(state["store"])
+    keeper.mirror.address, behind = state["mirror"]
+    keeper.mirror.behind |= dict.fromkeys(behind)
+    keeper.launcher_listener = socket.socket(fileno=bound) if bound >= 0 else None
+    if pidfd >= 0:
+        keeper.watch_launcher(state["launcher"], pidfd)
+    for fd, greeted in state["connections"]:
+        connection = socket.socket(fileno=fd)
+        keeper.welcome(connection)
+        if greeted:
+            keeper.greeted.add(connection)
+    keeper.put_off(0.0)  # whoever has ended meanwhile
+    return keeper
+
+
+def begin(run: str, identity: bytes, lock: int, listener: socket.socket) -> Keeper:
+    """A keeper, and this process as it should be for one."""
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+    linux.set_name(b"tare-keeper")
+    keeper = Keeper(run, identity, lock, listener)
+    image.prepare()
+    return keeper
+
+
+def main(run: str, identity: bytes, kept: State | None) -> None:
+    """Serve, once; a second keeper for the same directory ends at once. `kept` has what the service manager has kept of an earlier one.
 
     The process that was started ends with 0 as soon as the keeper proper is on its way: the keeper is nobody's child.
     """
-    run = sys.argv[1]
-    linux.keep_only()
     if os.fork():
         os._exit(0)
     lock = os.open(f"{run}/keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -258,7 +371,8 @@ def main() -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os._exit(0)
-    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
-    linux.set_name(b"tare-keeper")
-    image.prepare()
-    image.end_after(Keeper(run).serve)
+    keeper = begin(run, identity, lock, packets.listen(f"{run}/keeper.sock"))
+    if kept is not None:
+        keeper.store.update(kept["store"])
+    keeper.take_launcher()
+    image.end_after(keeper.serve)

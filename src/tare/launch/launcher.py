@@ -6,6 +6,7 @@ answers are drawn in `wire`. It dies with nothing lost: its children go to the k
 
     CREATE ─► clone3 ─► child: steps …  READY ─► OK ══ waits for START ═► GO ─► child: credentials … execve
                             └─ or first  BARRIER ─► BORN ══ waits for PROCEED ═► GO ─► steps …
+    BEGIN ──► clone3 ─► child; BORN ══ waits for PROCEED, with the plan ═► GO ─► steps …  READY ─► GO ─► credentials … execve
     EXEC, NAMESPACES, CHECK, COMMAND: the same, without the wait
 """
 
@@ -16,11 +17,13 @@ import mmap
 import os
 import signal
 import socket
+import time
 
 from tare.launch import between, checks, commands, exec, image, init, linux, namespaces, packets, tasks, wire
 from tare.launch.children import Child, send_signal
+from tare.launch.connections import Connections
 from tare.launch.loggers import Loggers
-from tare.launch.loop import Loop
+from tare.launch.renewing import Renewing
 from tare.launch.strays import Strays
 
 TYPE_CHECKING = False
@@ -34,27 +37,30 @@ COLLECT_EVERY = 256  # children between two collections of garbage, which is off
 RETRY = 1.0  # seconds before what failed for want of room is tried again
 TRACED_PAUSE = 0.01  # seconds between two attempts to reap a process that a debugger has not let go of
 MOST_SAID = 64  # messages of a child that are read without looking after others
-EINVAL, ENOSYS, EPIPE, ESRCH = 22, 38, 32, 3
+EINVAL, ESRCH = 22, 3
 
 
-class Launcher:
-    """One launcher. `run` is the run directory; the listener is the keeper's gift."""
+class Launcher(Connections):
+    """One launcher. `run` is the run directory, `identity` that of its code; the listener is the keeper's gift."""
 
-    def __init__(self, run: str, listener: socket.socket) -> None:
+    def __init__(self, run: str, listener: socket.socket, identity: bytes = b"") -> None:
+        super().__init__(listener)
         self.run = run
-        self.listener = listener
-        self.connections: dict[int, socket.socket] = {}
+        self.identity = identity
         # By the name of the request, until that has failed, is abandoned, or its process is reaped.
         self.named: dict[bytes, Child] = {}
-        self.pids: set[int] = set()  # of children that are not reaped, but for helpers
+        # Children that are not reaped, but for helpers; None for one that is no request's.
+        self.pids: dict[int, Child | None] = {}
         self.helpers: dict[int, Child] = {}  # by the intermediate process's PID, until that is reaped
-        self.loop = Loop()
         self.loggers = Loggers(run, self.loop.watch, self.loop.unwatch, self.loop.later)
         self.strays = Strays(self.loop.later, (self.pids, self.helpers, self.loggers.pids), self.is_making)
         self.reaped = 0
-        # What each request is made of: its fields (b bytes, i number), the least number of descriptors, and who serves it.
-        self.requests: dict[int, tuple[str, int, Callable[[socket.socket, int, Fields, list[int]], None]]] = {
+        self.renewing = Renewing(self)
+        self.requests = {
+            wire.HELLO: ("i", 0, self.renewing.hello),
+            wire.RENEW: (None, 1, self.renewing.begin),
             wire.CREATE: ("bii", 1, self.create),
+            wire.BEGIN: ("bi", 0, self.begin),
             wire.PROCEED: ("b", 0, self.proceed),
             wire.EXEC: ("b", 5, self.exec),
             wire.NAMESPACES: ("bi", 1, self.namespaces),
@@ -65,13 +71,13 @@ class Launcher:
             wire.LOGGER: ("b", 0, self.logger),
         }
         self.signals = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.loop.watch(listener.fileno(), self.accept)
         self.loop.watch(self.signals[0], self.signalled)
 
     def serve(self) -> None:
         """Until SIGTERM."""
         image.handle_signals(self.signals[1])
         self.loggers.adopt_all()
+        self.renewing.end()
         self.loop.run()
 
     def signalled(self) -> None:
@@ -87,27 +93,8 @@ class Launcher:
         self.loggers.end()
         self.loop.ending = True
 
-    # Connections
-
-    def accept(self) -> None:
-        try:
-            connection = packets.accept(self.listener)
-        except OSError as error:
-            image.complain("tare-launcher", f"accept a connection: {error!r}")
-            self.loop.unwatch(self.listener.fileno())
-            self.loop.later(RETRY, lambda: self.loop.watch(self.listener.fileno(), self.accept))
-            return
-        if connection is not None:
-            self.connections[connection.fileno()] = connection
-            self.loop.watch(connection.fileno(), lambda: self.message(connection))
-
-    def hang_up(self, connection: socket.socket) -> None:
+    def lost(self, connection: socket.socket) -> None:
         """The daemon of this connection is gone: what it created and never started ends."""
-        if connection.fileno() < 0:
-            return
-        self.loop.unwatch(connection.fileno())
-        del self.connections[connection.fileno()]
-        connection.close()
         for child in list(self.named.values()):
             if child.connection is connection:
                 child.connection = None
@@ -120,67 +107,44 @@ class Launcher:
         if child.connection is not None:
             self.send(child.connection, kind, child.request, fields, fds)
 
-    def send(
-        self, connection: socket.socket, kind: int, request: int, fields: Sequence[wire.Field], fds: Sequence[int] = ()
-    ) -> None:
-        try:
-            packets.send(connection, kind, request, fields, fds)
-        except (packets.Closed, wire.WireError, OSError):
-            self.hang_up(connection)
-
-    def refuse(self, connection: socket.socket, request: int, step: bytes, number: int, words: bytes) -> None:
-        self.send(connection, wire.FAILED, request, (step, number, words))
-
-    def message(self, connection: socket.socket) -> None:
-        try:
-            kind, request, fields, fds = packets.receive(connection)
-        except BlockingIOError:
-            return
-        except (packets.Closed, wire.WireError):
-            self.hang_up(connection)
-            return
-        shape, least, serve = self.requests.get(kind, ("", 0, None))
-        try:
-            if serve is None:
-                self.refuse(connection, request, b"launcher", ENOSYS, b"unknown message")
-            elif wire.shape(fields) != shape or len(fds) < least:
-                self.refuse(connection, request, b"launcher", EINVAL, b"a request that is not made as it should be")
-            else:
-                serve(connection, request, fields, fds)
-        except (packets.Closed, wire.WireError):
-            self.refuse(connection, request, b"reach the keeper", EPIPE, b"the keeper does not answer")
-        except OSError as error:
-            self.refuse(connection, request, b"make a process", error.errno or 0, os.fsencode(str(error)))
-        finally:
-            packets.close_all(fds)
-
     # Requests
 
     def create(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
-        name, flags, helper = wire.bytes_of(fields[0]), wire.int_of(fields[1]), bool(fields[2])
+        name, flags, helper = wire.bytes_of(fields[0]), wire.int_of(fields[1]), wire.int_of(fields[2])
         plan, cgroup = fds[0], fds[1] if len(fds) > 1 else -1
 
         def body(status: socket.socket, outcome: mmap.mmap) -> None:
             if helper:
-                between.main(status, outcome, plan, flags, cgroup)
+                between.main(status, outcome, plan, flags, cgroup if helper == 1 else -1)
             else:
                 init.main(status, outcome, plan)
 
         child = self.child(wire.CREATE, name, connection, request)
-        if helper:
+        if helper == 2:
+            self.fork(child, body, (plan,), 0, cgroup, helper=True)
+        elif helper:
             self.fork(child, body, (plan, cgroup) if cgroup >= 0 else (plan,), helper=True)
         else:
             self.fork(child, body, (plan,), flags, cgroup)
 
+    def begin(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
+        """A child whose plan comes later: it is there by then, and all that takes time about that is behind it."""
+        child = self.child(wire.CREATE, wire.bytes_of(fields[0]), connection, request)
+        child.begun = True
+        self.fork(child, init.await_plan, (), wire.int_of(fields[1]), fds[0] if fds else -1)
+        if self.mark(child):
+            child.at_barrier = child.placed = True
+            self.reply(child, wire.BORN, (child.pid, child.start), (child.pidfd,))
+
     def proceed(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
-        """A child that waits to be placed goes on; this request is answered as the one that made it would have been."""
+        """A child that waits to be placed, or for its plan, goes on; this request is answered as the one that made it would have been."""
         child = self.named.get(wire.bytes_of(fields[0]))
         if child is None or not child.at_barrier or child.status is None:
             self.refuse(connection, request, b"gate", ESRCH, b"the process that was to go on is gone")
             return
         child.at_barrier = False
         child.request, child.answered, child.connection = request, False, connection
-        self.say_go(child)
+        self.say_go(child, fds[:1])
 
     def exec(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
         plan, target, *streams = fds[:5]
@@ -207,10 +171,11 @@ class Launcher:
         self.fork(child, lambda status, _: checks.main(status, plan), (plan,))
 
     def command(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
-        plan, *streams = fds[:4]
+        plan, *streams = fds
         child = self.child(wire.COMMAND, wire.bytes_of(fields[0]), connection, request)
         self.fork(child, lambda status, outcome: commands.main(status, outcome, plan, streams), (plan, *streams))
         if limit := wire.int_of(fields[1]):
+            child.kill_at = time.monotonic() + limit / 1000
             self.loop.later(limit / 1000, child.kill)
 
     def start(self, connection: socket.socket, request: int, fields: Fields, fds: list[int]) -> None:
@@ -270,7 +235,7 @@ class Launcher:
         start = linux.start_time(pid)
         self.loop.watch(pidfd, lambda: self.ended(child))
         child.pid, child.pidfd, child.start = pid, pidfd, start
-        self.pids.add(pid)
+        self.pids[pid] = child
 
     def born_elsewhere(self, child: Child, pid: int, pidfd: int) -> None:
         """The same for whom an intermediate process has made. One that is reaped, or cannot be watched, fails its request."""
@@ -339,7 +304,9 @@ class Launcher:
             pass
         elif kind == wire.TERMINAL:
             child.terminal = fds.pop()
-        elif kind in (wire.READY, wire.BARRIER) and child.pid:
+        elif kind in (wire.READY, wire.BARRIER) and (
+            child.pid or (kind == wire.BARRIER and sender == child.helper_pid)
+        ):
             self.arrived(child, kind, fields)
         elif kind in (wire.READY, wire.BARRIER):
             child.early = (kind, fields)
@@ -378,24 +345,29 @@ class Launcher:
             self.ready(child, fields)
             return
         child.at_barrier = child.placed = True
-        self.reply(child, wire.BORN, (child.pid, child.start), (child.pidfd,))
+        if child.pid:
+            self.reply(child, wire.BORN, (child.pid, child.start), (child.pidfd,))
+        else:  # who makes it waits, and has it where itself is
+            self.reply(child, wire.BORN, (child.helper_pid, linux.start_time(child.helper_pid)), (child.helper,))
 
     def ready(self, child: Child, fields: Fields) -> None:
         """At its gate: its marker is written before anyone can let it through."""
-        if not self.mark(child):
+        child.ready = True
+        if not child.marked and not self.mark(child):
             return
-        if child.kind in (wire.EXEC, wire.COMMAND):
+        if child.begun or child.kind in (wire.EXEC, wire.COMMAND):
             child.warnings = fields
             self.open_gate(child)
             return
         fds = [child.pidfd] if child.terminal < 0 else [child.pidfd, child.terminal]
         self.reply(child, wire.OK, (child.pid, child.start, *fields), fds)
-        self.close_terminal(child)
+        child.close_terminal()
 
     def mark(self, child: Child) -> bool:
         """Write the marker; where that cannot be, the child ends."""
         try:
-            tasks.mark(self.run, child.pid, child.start, commands.MARK if child.kind == wire.COMMAND else b"")
+            content = commands.mark_of(child.name) if child.kind == wire.COMMAND else b""
+            tasks.mark(self.run, child.pid, child.start, content)
         except OSError as error:
             child.failure = (b"write the marker", error.errno or 0, os.fsencode(str(error)))
             child.kill()
@@ -408,10 +380,10 @@ class Launcher:
         child.going = True
         self.say_go(child)
 
-    def say_go(self, child: Child) -> None:
+    def say_go(self, child: Child, fds: Sequence[int] = ()) -> None:
         assert child.status is not None
         try:
-            packets.send(child.status, wire.GO)
+            packets.send(child.status, wire.GO, 0, (), fds)
         except packets.Closed:
             self.silent(child)
 
@@ -427,7 +399,7 @@ class Launcher:
             fds = [child.pidfd] if child.kind in (wire.EXEC, wire.COMMAND) else []
             said = (child.pid, child.start, *child.warnings)
             self.reply(child, wire.OK, said, fds if child.terminal < 0 else [*fds, child.terminal])
-        self.close_terminal(child)
+        child.close_terminal()
         if child.answered:
             return
         if outcome is not None:
@@ -435,11 +407,6 @@ class Launcher:
         self.forget_marker(child)
         self.drop_name(child)
         self.reply(child, wire.FAILED, child.failure or (b"setup", 0, b"the process was killed before it could start"))
-
-    def close_terminal(self, child: Child) -> None:
-        if child.terminal >= 0:
-            os.close(child.terminal)
-            child.terminal = -1
 
     def forget_marker(self, child: Child) -> None:
         if child.marked:
@@ -478,7 +445,7 @@ class Launcher:
             self.loop.later(RETRY, lambda: self.bury(child))
             return
         os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
-        self.pids.discard(child.pid)
+        self.pids.pop(child.pid, None)
         os.close(child.pidfd)
         child.pidfd = -1
         self.drop_name(child)
@@ -490,10 +457,10 @@ class Launcher:
             gc.collect()
 
 
-def serve(run: str, listener: socket.socket, keeper: int) -> None:
+def serve(run: str, identity: bytes, listener: socket.socket, keeper: int) -> None:
     """The launcher's life. One whose keeper dies before it is on record ends: the next keeper could not know of it."""
     linux.set_name(b"tare-launcher")
     if os.getppid() == keeper:
         linux.replace_file(f"{run}/launcher.pid", b"%d %d\n" % (os.getpid(), linux.start_time(os.getpid())))
     if os.getppid() == keeper:
-        Launcher(run, listener).serve()
+        Launcher(run, listener, identity).serve()

@@ -17,6 +17,14 @@ libc = ctypes.PyDLL(None, use_errno=True)
 syscall = libc.syscall
 syscall.restype = ctypes.c_long
 
+
+def typed(*kinds: Any) -> Any:
+    """syscall(2) with a number and arguments of these types, for calls that a start makes often: values are taken as they are, which is quicker."""
+    function = libc["syscall"]
+    function.restype, function.argtypes = ctypes.c_long, (ctypes.c_long, *kinds)
+    return function
+
+
 _X86 = os.uname().machine == "x86_64"
 NR_CLONE = 56 if _X86 else 220
 NR_PIVOT_ROOT = 155 if _X86 else 41
@@ -62,7 +70,7 @@ OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = 0o2000000
 MOVE_MOUNT_F_EMPTY_PATH = 4
 MOVE_MOUNT_T_EMPTY_PATH = 0x40
-FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
+FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_SET_FD, FSCONFIG_CMD_CREATE = 0, 1, 5, 6
 
 RESOLVE_NO_XDEV = 1
 RESOLVE_NO_MAGICLINKS = 2
@@ -163,10 +171,14 @@ def setns(fd: int, kinds: int, name: str = "namespace") -> None:
     check(libc.setns(ctypes.c_int(fd), ctypes.c_int(kinds)), f"setns {name}")
 
 
+_prctl = libc["prctl"]
+_prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
+
+
 def prctl(option: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
     """prctl(2)."""
-    long = ctypes.c_ulong
-    return check(libc.prctl(ctypes.c_int(option), long(a), long(b), long(c), long(d)), f"prctl {option}")
+    result: int = _prctl(option, a, b, c, d)
+    return result if result >= 0 else check(result, f"prctl {option}")
 
 
 def set_name(name: bytes) -> None:
@@ -209,20 +221,24 @@ def pivot_root(new: bytes, old: bytes) -> None:
     check(syscall(ctypes.c_long(NR_PIVOT_ROOT), ctypes.c_char_p(new), ctypes.c_char_p(old)), "pivot_root")
 
 
+_open_tree = typed(ctypes.c_long, ctypes.c_char_p, ctypes.c_long)
+
+
 def open_tree(directory: int, path: bytes, flags: int) -> int:
     """open_tree(2); with OPEN_TREE_CLONE the result is a detached bind mount."""
-    number = ctypes.c_long(NR_OPEN_TREE)
-    result = syscall(number, ctypes.c_long(directory), ctypes.c_char_p(path), ctypes.c_long(flags | OPEN_TREE_CLOEXEC))
-    return check(result, os.fsdecode(path))
+    result: int = _open_tree(NR_OPEN_TREE, directory, path, flags | OPEN_TREE_CLOEXEC)
+    return result if result >= 0 else check(result, os.fsdecode(path))
+
+
+_move_mount = typed(ctypes.c_long, ctypes.c_char_p, ctypes.c_long, ctypes.c_char_p, ctypes.c_long)
 
 
 def move_mount(tree: int, directory: int, path: bytes = b"") -> None:
     """move_mount(2): attach a detached mount onto `path` under the directory, or onto the directory itself."""
     flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if path else MOVE_MOUNT_T_EMPTY_PATH)
-    number = ctypes.c_long(NR_MOVE_MOUNT)
-    text = ctypes.c_char_p
-    result = syscall(number, ctypes.c_long(tree), text(b""), ctypes.c_long(directory), text(path), ctypes.c_long(flags))
-    check(result, f"move_mount {os.fsdecode(path)}".rstrip())
+    result = _move_mount(NR_MOVE_MOUNT, tree, b"", directory, path, flags)
+    if result < 0:
+        check(result, f"move_mount {os.fsdecode(path)}".rstrip())
 
 
 def fsopen(kind: bytes) -> int:
@@ -231,11 +247,12 @@ def fsopen(kind: bytes) -> int:
     return check(result, f"fsopen {os.fsdecode(kind)}")
 
 
-def fsconfig(context: int, command: int, key: bytes | None = None, value: bytes | None = None) -> None:
-    """fsconfig(2). A value is at most 255 bytes long."""
-    number = ctypes.c_long(NR_FSCONFIG)
-    text = ctypes.c_char_p
-    result = syscall(number, ctypes.c_long(context), ctypes.c_long(command), text(key), text(value), ctypes.c_long(0))
+_fsconfig = typed(ctypes.c_long, ctypes.c_long, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_long)
+
+
+def fsconfig(context: int, command: int, key: bytes | None = None, value: bytes | None = None, fd: int = 0) -> None:
+    """fsconfig(2). A value is at most 255 bytes long; `fd` is that of FSCONFIG_SET_FD."""
+    result = _fsconfig(NR_FSCONFIG, context, command, key, value, fd)
     if result < 0:
         error = ctypes.get_errno()
         setting = os.fsdecode(key or b"create") + (f"={os.fsdecode(value)}" if value is not None else "")
@@ -262,6 +279,10 @@ class MountAttr(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd"))
 
 
+_mount_setattr = typed(ctypes.c_long, ctypes.c_char_p, ctypes.c_long, ctypes.c_void_p, ctypes.c_size_t)
+MOUNT_ATTR_SIZE = ctypes.sizeof(MountAttr)
+
+
 def mount_setattr(
     directory: int,
     path: bytes,
@@ -272,13 +293,10 @@ def mount_setattr(
     userns: int = 0,
 ) -> None:
     """mount_setattr(2) with MOUNT_ATTR_ flags and an MS_ propagation."""
-    value = MountAttr(attributes, clear, propagation, userns)
-    number = ctypes.c_long(NR_MOUNT_SETATTR)
-    size = ctypes.c_size_t(ctypes.sizeof(value))
-    result = syscall(
-        number, ctypes.c_long(directory), ctypes.c_char_p(path), ctypes.c_long(flags), ctypes.byref(value), size
-    )
-    check(result, f"mount_setattr {os.fsdecode(path)}".rstrip())
+    value = ctypes.byref(MountAttr(attributes, clear, propagation, userns))
+    result = _mount_setattr(NR_MOUNT_SETATTR, directory, path, flags, value, MOUNT_ATTR_SIZE)
+    if result < 0:
+        check(result, f"mount_setattr {os.fsdecode(path)}".rstrip())
 
 
 class OpenHow(ctypes.Structure):
@@ -287,14 +305,18 @@ class OpenHow(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_uint64) for name in ("flags", "mode", "resolve"))
 
 
+_openat2 = typed(ctypes.c_long, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
+OPEN_HOW_SIZE = ctypes.sizeof(OpenHow)
+
+
 def openat2(directory: int, path: bytes, flags: int, resolve: int, mode: int = 0) -> int:
     """openat2(2), close-on-exec. Where the kernel cannot tell that it stayed beneath the root, since names move, it is asked again."""
-    how = OpenHow(flags | os.O_CLOEXEC, mode, resolve)
-    size = ctypes.c_size_t(ctypes.sizeof(how))
-    number = ctypes.c_long(NR_OPENAT2)
+    how = ctypes.byref(OpenHow(flags | os.O_CLOEXEC, mode, resolve))
     for _ in range(OPENAT2_TRIES):
-        result = syscall(number, ctypes.c_long(directory), ctypes.c_char_p(path), ctypes.byref(how), size)
-        if result >= 0 or ctypes.get_errno() != EAGAIN:
+        result: int = _openat2(NR_OPENAT2, directory, path, how, OPEN_HOW_SIZE)
+        if result >= 0:
+            return result
+        if ctypes.get_errno() != EAGAIN:
             break
     return check(result, os.fsdecode(path))
 

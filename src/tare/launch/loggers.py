@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from tare.launch import image, linux, logger, packets, wire
+from tare.launch import image, journal, linux, logger, packets, wire
 from tare.launch.children import send_signal
 
 TYPE_CHECKING = False
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 PRIVATE_PIPE = b"logger/"  # key prefix in the keeper's store
 KEEPER_PATIENCE = 5.0  # seconds
 RESTART_PAUSE = 0.5  # seconds between two starts of a logger that dies at once
+RETRY = 1.0  # seconds before one that could not be started is tried again
 
 
 class Loggers:
@@ -106,12 +107,24 @@ class Loggers:
             rest = self.started.pop(group, 0.0) + RESTART_PAUSE - time.monotonic()
             self.later(max(0.0, rest), lambda: self.restart(group))
 
-    def restart(self, group: bytes) -> None:
-        """Start a logger that nobody has asked for just now. Where that fails, the daemon will ask when it misses it."""
+    def restart(self, group: bytes, *, again: bool = False) -> None:
+        """Start a logger that nobody has asked for just now. Where that fails (there is no keeper, for a moment) it is tried again."""
         try:
             self.ensure(group)
         except (OSError, packets.Closed, wire.WireError) as error:
-            image.complain("tare-launcher", f"restart the logger of group {os.fsdecode(group)}: {error!r}")
+            if not again:
+                image.complain("tare-launcher", f"restart the logger of group {os.fsdecode(group)}: {error!r}")
+            self.later(RETRY, lambda: self.restart(group, again=True))
+
+    def renew(self) -> None:
+        """Have loggers of this code in the place of those there are, which serve on until then: what they are killed at is gone on with."""
+        for pidfd in self.pidfds.values():
+            send_signal(pidfd, signal.SIGKILL)
+
+    def check(self) -> None:
+        """Raises OSError where a logger of this code could not go on from a journal that there is."""
+        for name in os.listdir(f"{self.run}/loggers"):
+            journal.check(os.fsencode(f"{self.run}/loggers/{name}/journal"))
 
     def adopt_all(self) -> None:
         """Watch the loggers of an earlier launcher, and start those that died with it."""

@@ -53,9 +53,36 @@ def make_filesystem(
         raise
 
 
-def new_filesystem(kind: bytes, attributes: int, options: tuple[tuple[bytes, bytes | None], ...]) -> int:
+def make_proc(
+    machine: Machine, slot: int, pids: int, attributes: int, options: tuple[tuple[bytes, bytes | None], ...]
+) -> None:
+    """A new /proc of the PID namespace in the slot `pids`, which this process is not in (Linux 6.17)."""
+    machine.slots[slot] = new_filesystem(b"proc", attributes, options, machine.slots[pids])
+
+
+def shows_other_pids() -> bool:
+    """Whether the kernel can do that."""
+    context = linux.fsopen(b"proc")
+    own = os.open(b"/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        linux.fsconfig(context, linux.FSCONFIG_SET_FD, b"pidns", None, own)
+    except OSError as error:
+        if error.errno != EINVAL:
+            raise
+        return False
+    finally:
+        os.close(own)
+        os.close(context)
+    return True
+
+
+def new_filesystem(
+    kind: bytes, attributes: int, options: tuple[tuple[bytes, bytes | None], ...], pids: int = -1
+) -> int:
     context = linux.fsopen(kind)
     try:
+        if pids >= 0:
+            linux.fsconfig(context, linux.FSCONFIG_SET_FD, b"pidns", None, pids)
         for key, value in options:
             command = linux.FSCONFIG_SET_FLAG if value is None else linux.FSCONFIG_SET_STRING
             linux.fsconfig(context, command, key, value)
@@ -139,14 +166,16 @@ def expect_proc(machine: Machine, slot: int) -> None:
         raise OSError(EINVAL, "nothing but a proc file system can be mounted on /proc")
 
 
-def bind_group(machine: Machine, source: bytes, attrs: int, target: bytes) -> None:
-    """A cgroup of the container's own, bound at a path beneath the root."""
-    tree = linux.open_tree(linux.AT_FDCWD, source, linux.OPEN_TREE_CLONE)
-    linux.mount_setattr(tree, b"", linux.AT_EMPTY_PATH, attributes=attrs, propagation=linux.MS_PRIVATE)
-    place = find(machine.root, target, True)
-    linux.move_mount(tree, place)
-    os.close(place)
-    os.close(tree)
+def bind_groups(machine: Machine, target: bytes, attrs: int, groups: tuple[tuple[bytes, bytes], ...]) -> None:
+    """Cgroups of the container's own, (name, directory) each, bound at names in a new tmpfs of ours, in which nobody else makes anything."""
+    folder = linux.openat2(machine.root, target.strip(b"/"), os.O_PATH | os.O_DIRECTORY, IN_ROOT)
+    for name, source in groups:
+        os.mkdir(name, 0o755, dir_fd=folder)
+        tree = linux.open_tree(linux.AT_FDCWD, source, linux.OPEN_TREE_CLONE)
+        linux.mount_setattr(tree, b"", linux.AT_EMPTY_PATH, attributes=attrs, propagation=linux.MS_PRIVATE)
+        linux.move_mount(tree, folder, name)
+        os.close(tree)
+    os.close(folder)
 
 
 def find(root: int, path: bytes, directory: bool, strict: bool = False) -> int:
@@ -300,13 +329,17 @@ def open_device(directory: int, path: bytes, number: int, flags: int, resolve: i
     raise OSError(ENODEV, f"is not the device {name}", "/" + os.fsdecode(path).lstrip("/"))
 
 
-def mask(machine: Machine, null: int, path: bytes) -> None:
-    """Hide a path beneath the root: a file behind the null device, a directory behind an empty one; both read-only, also for chmod."""
+def mask(machine: Machine, null: int, path: bytes, context: bytes = b"") -> None:
+    """Hide a path beneath the root: a file behind the null device, a directory behind an empty one; both read-only, also for chmod.
+
+    The context is the SELinux label of the empty directory.
+    """
     place = find_protected(machine, path)
     if place is None:
         return
     if stat.S_ISDIR(os.fstat(place).st_mode):
-        tree = new_filesystem(b"tmpfs", linux.MOUNT_ATTR_RDONLY, ((b"source", b"tmpfs"), (b"nr_inodes", b"2")))
+        label = ((b"context", context),) if context else ()
+        tree = new_filesystem(b"tmpfs", linux.MOUNT_ATTR_RDONLY, ((b"source", b"tmpfs"), (b"nr_inodes", b"2"), *label))
     else:
         tree = linux.open_tree(machine.slots[null], b"", linux.OPEN_TREE_CLONE | linux.AT_EMPTY_PATH)
         linux.mount_setattr(tree, b"", linux.AT_EMPTY_PATH, attributes=linux.MOUNT_ATTR_RDONLY)
@@ -385,6 +418,7 @@ def enter_directory(place: int, path: bytes) -> None:
 OPERATIONS: dict[str, Callable[..., None]] = {
     "open_tree": open_tree,
     "filesystem": make_filesystem,
+    "proc": make_proc,
     "bind_root": bind_root,
     "propagation": propagation,
     "attributes": attributes,
@@ -392,7 +426,7 @@ OPERATIONS: dict[str, Callable[..., None]] = {
     "attach_root": attach_root,
     "attach": attach,
     "expect_proc": expect_proc,
-    "bind_group": bind_group,
+    "bind_groups": bind_groups,
     "slot_directory": slot_directory,
     "directory": directory,
     "device": device,

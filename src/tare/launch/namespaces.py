@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 
-from tare.launch import credentials, gates, linux, packets, plan, seccomp, steps, userns, wire
+from tare.launch import credentials, gates, linux, mounts, packets, plan, seccomp, steps, userns, wire
 from tare.launch.machine import Machine
 
 DOING = "make the pod's namespaces"
@@ -18,13 +18,15 @@ UNMAPPED = 0xFFFFFFFE - 1  # a uid that no mapping and no passwd file uses; −1
 
 
 def main(status: socket.socket, plan_fd: int) -> None:
-    """Make, pin, answer; end, or stay as PID 1. The plan: `steps`, `pins` [(kind, file)], `network`, `stay`."""
+    """Make, pin, answer; end, or stay as PID 1. The plan: `steps`, `pins` [(kind, file)], `network`, `stay`, `proc` (b"": none)."""
     try:
         work = plan.read(plan_fd)
         os.close(plan_fd)
         machine = Machine(status)
         steps.run(machine, steps.resolve(work["steps"]))
         pin(b"/proc/self", work)
+        if work.get("proc"):
+            pin_proc(work["proc"])
         answer(machine, work, UNMAPPED, UNMAPPED)
     except OSError as error:
         steps.fail(status, DOING, error)
@@ -84,6 +86,15 @@ def pin(entry: bytes, work: plan.Plan) -> None:
     for kind, path in work["pins"]:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         linux.mount(entry + b"/ns/" + kind, path, None, linux.MS_BIND)
+
+
+def pin_proc(path: bytes) -> None:
+    """A /proc that shows this process's PID namespace, in which nobody else is yet, mounted for who is never in it."""
+    os.mkdir(path, 0o700)
+    attributes = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
+    tree = mounts.new_filesystem(b"proc", attributes, ((b"source", b"proc"),))
+    linux.move_mount(tree, linux.AT_FDCWD, path)
+    os.close(tree)
 
 
 def answer(machine: Machine, work: plan.Plan, uid: int, gid: int) -> None:

@@ -78,12 +78,21 @@ def escaped(path: bytes) -> bytes:
     return path.replace(b"\\", b"\\\\").replace(b":", b"\\:").replace(b",", b"\\,")
 
 
-def union(machine: Machine, slot: int, lowers: tuple[bytes, ...], sub_path: bytes, attrs: int, base: bytes) -> None:
-    """A detached read-only mount of layers (top first), or of what is at a path in them, links followed within.
+def union(
+    machine: Machine,
+    slot: int,
+    lowers: tuple[bytes, ...],
+    sub_path: bytes,
+    attrs: int,
+    base: bytes,
+    context: bytes = b"",
+) -> None:
+    """A detached read-only mount of layers (top first), or of what is at a path in them, links followed within. With a context that is every
+    file's SELinux label.
 
     Kernels before 6.15 clone nothing out of a detached mount, so for a path the whole takes its place at `base` for a moment.
     """
-    tree = stacked(lowers, base)
+    tree = stacked(lowers, base, context)
     if sub_path:
         whole = tree
         try:
@@ -100,17 +109,22 @@ def union(machine: Machine, slot: int, lowers: tuple[bytes, ...], sub_path: byte
     machine.slots[slot] = tree
 
 
-def stacked(lowers: tuple[bytes, ...], base: bytes) -> int:
-    """A detached overlay without an upper directory; of a single layer, which overlayfs refuses, a bind mount."""
-    if len(lowers) == 1:
+def stacked(lowers: tuple[bytes, ...], base: bytes, context: bytes) -> int:
+    """A detached overlay without an upper directory; of a single layer, which overlayfs refuses, a bind mount.
+
+    That has the layer's own labels: where it is to have another, the empty directory `base` is below it.
+    """
+    if len(lowers) == 1 and not context:
         return linux.open_tree(linux.AT_FDCWD, lowers[0], linux.OPEN_TREE_CLONE)
+    lowers = lowers if len(lowers) > 1 else (*lowers, base)
     options = [(b"source", b"overlay"), *((b"lowerdir+", lower) for lower in lowers)]
+    options += [(b"context", context)] if context else []
     try:
         return mounts.new_filesystem(b"overlay", linux.MOUNT_ATTR_RDONLY, tuple(options))
     except OSError as first:
         if first.errno not in (EINVAL, ENOSYS, ENAMETOOLONG):
             raise
-        mount_overlay(lowers, b"", base)
+        mount_overlay(lowers, b',context="%b"' % context if context else b"", base)
     tree = linux.open_tree(linux.AT_FDCWD, base, linux.OPEN_TREE_CLONE)
     linux.umount(base, linux.MNT_DETACH)
     return tree

@@ -165,16 +165,20 @@ class Pump:
             self.lose(container, stream, kind, size, error)
             return
         record.offset += len(text)
-        record.is_open = record.is_open | bit if is_open else record.is_open & ~bit
+        record.is_open = (record.is_open | bit if is_open else record.is_open & ~bit) & ~(bit << journal.LOST_OPEN)
         record.lost[stream] = 0
         record.ended |= (kind == journal.END) << stream
         self.journal.commit(container.slot, record)
 
     def lose(self, container: Container, stream: int, kind: int, size: int, error: OSError) -> None:
         """Count what could not be written."""
-        record = container.record
+        record, data = container.record, self.journal.data(size)
         unfinished = kind != journal.DATA and bool(record.is_open >> stream & 1)
-        lines = crilog.count_lines(self.journal.data(size)) + unfinished
+        bit = 1 << stream + journal.LOST_OPEN
+        counted = bool(data and record.is_open & bit)  # the line that begins the batch, with the batch before
+        lines = crilog.count_lines(data) - counted + unfinished
+        if data:
+            record.is_open = record.is_open & ~bit if data.endswith(b"\n") else record.is_open | bit
         record.lost[stream] = min(record.lost[stream] + lines, journal.MAX_LOST)
         record.error = error.errno or errno.EIO
         self.failing = True

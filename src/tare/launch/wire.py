@@ -11,8 +11,9 @@ A message is one packet of a SOCK_SEQPACKET unix socket, with its descriptors be
 request's ID; an event has request ID 0. What is long (a plan) travels as a sealed memfd, never in a field.
 
     daemon                       keeper                 launcher                          logger
-      │ HELLO ──────────────────►│                         │                                │
+      │ HELLO ──────────────────►│ (and to the launcher)   │                                │
       │◄───────────── OK (pids)  │                         │                                │
+      │ RENEW ──────────────────►│ (and to the launcher): another version of its code          │
       │ STORE/FETCH/DROP fds ───►│◄──── STORE/FETCH ───────┤◄───────── STORE/FETCH ─────────┤ (FETCH, STORE)
       │ NAMESPACES, LOGGER, CREATE, START, EXEC, … ───────►│ forks                          │
       │◄──────────────────── OK or FAILED (step, errno) ───│                                │
@@ -31,7 +32,11 @@ if TYPE_CHECKING:
 
     Field = bytes | int
 
-VERSION = 1
+# Daemon and keeper, launcher, loggers can be of two versions that follow one another: for as long as it takes to renew them, or for good
+# where that does not work. So a message keeps its number and its fields' meaning; new ones come with a higher VERSION, and OLDEST is raised
+# one version later. HELLO and RENEW stay as they are for ever.
+VERSION = 2
+OLDEST = 2  # whom this one speaks with
 MAGIC = 0x54
 HEADER = struct.Struct("<BBIH")
 FIELD = struct.Struct("<BI")
@@ -43,27 +48,33 @@ MAX_FDS = 16
 OK = 1  # fields as the request says
 FAILED = 2  # step, errno, message
 EXITED = 3  # pid, start time
-BORN = 4  # pid; pidfd: the first half of CREATE's answer, of a child that waits to be placed (a step "barrier")
+BORN = 4  # pid; pidfd: the first half of CREATE's answer, of a child that waits for its plan, or to be placed (a step "barrier"), or of its maker
 
 # To the keeper
-HELLO = 10  # version → OK version, keeper's pid, launcher's pid (0: none now)
+HELLO = 10  # version, address of the service manager's socket (empty: none), 1: it has what it is to keep
+# → OK version, keeper's pid, launcher's pid (0: none now), identity of its code, oldest version that it speaks with
 STORE = 11  # key, + descriptors: kept under the key until dropped; no reply when the request ID is 0
 FETCH = 12  # key → OK + the descriptors kept (none: no descriptors)
 DROP = 13  # key prefix: every key that begins so is let go; no reply when the request ID is 0
 QUIT = 14  # end keeper, launcher and loggers → OK, or FAILED while a container or exec lives
+RENEW = 15  # identity, command line … ; interpreter → OK identity, once that code is in place (`succession`), or FAILED
 
-# To the launcher. "Pid" is always two fields: PID and start time.
+# To the launcher, which knows HELLO (version → OK version, 0, its pid, identity, oldest) and RENEW too.
+# "Pid" is always two fields: PID and start time.
 NAMESPACES = 20  # pod ID, clone flags; plan memfd → OK pid of the pod's PID 1 (0 0: none); netlink socket of a new network namespace
 LOGGER = 21  # group → OK once a logger for that group listens
-CREATE = 22  # container ID, clone flags, 1: made by a process in between; plan memfd, v2 cgroup directory → OK pid, warnings; pidfd, terminal master
+# container ID, clone flags, 1: made by a process in between, 2: which itself is placed; plan memfd, v2 cgroup directory
+CREATE = 22  # → OK pid, warnings; pidfd, terminal master
 START = 23  # container ID → OK once exec has happened
-EXEC = 24  # exec ID; plan memfd, target's pidfd, stdin, stdout, stderr, cgroup directory on v2 → OK pid, warnings; pidfd, terminal master
+# exec ID, 1: nobody in the target's PID namespace may trace; plan memfd, target's pidfd, stdin, stdout, stderr, cgroup directory on v2
+EXEC = 24  # → OK pid, warnings; pidfd, terminal master
 ABANDON = 25  # container ID (or the name of another request): end the child that was made for it → OK
 CHECK = 26  # name; plan memfd: [(path, make it)] → OK one field for each path: b"d", b"f", or an errno as text
 COMMAND = (
-    27  # name, milliseconds until all of it is killed (0: never); plan memfd, stdin, stdout, stderr → OK pid; pidfd
+    27  # name, milliseconds until all of it is killed (0: never); plan memfd, descriptors 0, 1, 2, … → OK pid; pidfd
 )
-PROCEED = 28  # container ID: what was BORN goes on → the rest of CREATE's answer
+PROCEED = 28  # container ID, + plan memfd for whom BEGIN made: what was BORN goes on → the rest of CREATE's answer; after BEGIN, START's
+BEGIN = 29  # container ID, clone flags; v2 cgroup directory → BORN: a process that waits for its plan, and with that goes on to its exec
 
 # From a child to the launcher, over its own socket pair; the answer to READY and to BARRIER is GO
 CHILD = 40  # pid; pidfd: whom an intermediate process has made in its place
