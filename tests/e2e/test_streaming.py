@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pty
 import random
-import select
 import signal
 import socket
 import subprocess
@@ -25,6 +23,7 @@ from tare.cri.v1 import api_pb2 as pb
 from tare.runtime import netns
 from tests.support.node import Node, busy_node
 from tests.support.spdy_client import SpdyClient
+from tests.support.terminal import Terminal
 
 pytestmark = pytest.mark.root
 
@@ -402,28 +401,6 @@ def test_exec_of_the_command_line(node: Node, box: str) -> None:
     )
     assert (done.returncode, done.stderr) == (9, b"wrong\n")
     assert done.stdout == sent
-
-
-class Terminal:
-    """A command on a terminal of its own."""
-
-    def __init__(self, command: list[str]) -> None:
-        self.master, slave = pty.openpty()
-        self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
-        os.close(slave)
-        self.said = b""
-
-    def until(self, text: bytes) -> None:
-        deadline = time.monotonic() + SECONDS
-        while text not in self.said:
-            ready, _, _ = select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"{text!r} did not come: {self.said!r}"
-            self.said += os.read(self.master, 4096)
-
-    def close(self) -> int:
-        code = self.process.wait(SECONDS)
-        os.close(self.master)
-        return code
 
 
 def test_a_terminal_of_the_command_line(node: Node, box: str) -> None:

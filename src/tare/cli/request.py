@@ -19,6 +19,7 @@ RUN_ANNOTATION = (
     "tare/run"  # marks a pod that `tare run` made for one container, and makes its configuration unlike any other's
 )
 ATTACHED_ANNOTATION = "tare/attached"  # marks one whose `tare run` waits for its end
+NETWORK_ANNOTATION = "network.tare.dev/network"  # names the network of a pod
 CPU_PERIOD = 100_000
 MASKED_PATHS = (
     "/proc/asound",
@@ -41,7 +42,7 @@ NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """`tare run`'s options, as they came; `token` is new for each run; `attached` says that it waits for the end."""
+    """`tare run`'s options, as they came; `token` is new for each run; `attached`: it waits for the end; `annotations` are the container's."""
 
     image: str
     token: str
@@ -63,8 +64,11 @@ class RunOptions:
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
     attached: bool = True
     runtime: str = ""
+    interactive: bool = False
+    tty: bool = False
 
     @property
     def full_name(self) -> str:
@@ -171,9 +175,15 @@ def pod_config(options: RunOptions) -> api_pb2.PodSandboxConfig:
         hostname="" if options.network == "host" else options.hostname or name,
         log_directory=options.log_directory,
         labels=parse_pairs(options.labels, "label"),
-        annotations={RUN_ANNOTATION: options.token, **({ATTACHED_ANNOTATION: "true"} if options.attached else {})},
+        annotations=annotations_of(options),
         linux=api_pb2.LinuxPodSandboxConfig(security_context=security),
     )
+
+
+def annotations_of(options: RunOptions) -> dict[str, str]:
+    """What the pod says of itself: how it came about, and which network it is for where that is not the usual one."""
+    named = {} if options.network in ("pod", "host") else {NETWORK_ANNOTATION: options.network}
+    return {RUN_ANNOTATION: options.token, **({ATTACHED_ANNOTATION: "true"} if options.attached else {}), **named}
 
 
 def container_config(options: RunOptions) -> api_pb2.ContainerConfig:
@@ -188,7 +198,11 @@ def container_config(options: RunOptions) -> api_pb2.ContainerConfig:
         envs=[api_pb2.KeyValue(key=key, value=os.fsencode(value)) for key, value in environment.items()],
         mounts=[parse_volume(volume) for volume in options.volumes],
         labels=parse_pairs(options.labels, "label"),
+        annotations=options.annotations,
         log_path="0.log",
+        stdin=options.interactive,
+        stdin_once=options.interactive and options.attached,
+        tty=options.tty,
         linux=api_pb2.LinuxContainerConfig(resources=resources(options), security_context=security_context(options)),
     )
 

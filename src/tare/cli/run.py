@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tare.cli import crilog
-from tare.cli.client import CALL_SECONDS, Client
+from tare.cli.client import CALL_SECONDS, CallFailed, Client
 from tare.cli.credentials import credentials
 from tare.cli.follow import LogFile
+from tare.cli.health import RESTART_ANNOTATION, SUPERVISION, next_attempt, supervision_of, supervision_options
 from tare.cli.images import PULL_SECONDS, find
-from tare.cli.logs import has_ended, write
+from tare.cli.interactive import keys_option
+from tare.cli.logs import between, has_ended, write
 from tare.cli.signals import Signals
 from tare.errors import InvalidArgument, NotFound
 
@@ -45,16 +47,19 @@ FIRST_POLL, LAST_POLL = 0.002, 0.1
 @click.option("--entrypoint", default="", metavar="PATH", help="Instead of the image's entry point.")
 @click.option(
     "--network",
-    type=click.Choice(["pod", "host"]),
     default="pod",
     show_default=True,
-    help="A network of its own, or this machine's.",
+    metavar="pod|host|NAME",
+    help="An address of its own on the usual network or on one of the settings, or this machine's network.",
 )
 @click.option(
     "--runtime", default="", metavar="NAME", help="The runtime handler.  [default: as the daemon's settings say]"
 )
 @click.option("--hostname", default="", metavar="NAME", help="Its host name.  [default: the container's name]")
 @click.option("-l", "--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label for it and its pod.")
+@click.option("-i", "--interactive", is_flag=True, help="Pass standard input on.")
+@click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
+@keys_option
 @click.option("-d", "--detach", is_flag=True, help="Print the container's ID and leave it running.")
 @click.option(
     "--rm/--no-rm", "remove", default=None, help="Take it away once it has ended.  [default: unless --detach]"
@@ -71,6 +76,7 @@ FIRST_POLL, LAST_POLL = 0.002, 0.1
 @click.option("--cap-add", multiple=True, metavar="NAME", help="Grant a capability.")
 @click.option("--cap-drop", multiple=True, metavar="NAME", help="Take a capability (ALL: every one).")
 @click.option("--stop-timeout", type=click.IntRange(min=0), default=10, show_default=True, help="Seconds until a kill.")
+@supervision_options
 @click.option(
     "--log-dir", envvar="TARE_LOG_DIR", default=LOG_DIRECTORY, show_default=True, metavar="DIR", help="Where logs go."
 )
@@ -78,7 +84,15 @@ FIRST_POLL, LAST_POLL = 0.002, 0.1
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def run(
-    socket: str, /, detach: bool, remove: bool | None, pull: str, stop_timeout: int, log_dir: str, **options: Any
+    socket: str,
+    /,
+    detach: bool,
+    remove: bool | None,
+    pull: str,
+    stop_timeout: int,
+    log_dir: str,
+    detach_keys: str,
+    **options: Any,
 ) -> int:
     """Run COMMAND (or what the image says) in a new container of IMAGE, and end with its exit code.
 
@@ -86,19 +100,37 @@ def run(
     """
     from tare.cli.request import RunOptions
 
+    if options["tty"] and options["interactive"] and not detach and not os.isatty(sys.stdin.fileno()):
+        raise InvalidArgument("-it wants a terminal, and standard input is none", hint="leave -t out")
     if detach and remove:
         raise InvalidArgument("--rm and --detach exclude each other", hint="take it away with  tare rm")
+    supervised = supervision_of({name: options.pop(name) for name in SUPERVISION})
+    restarts = RESTART_ANNOTATION in supervised
+    if restarts and remove:
+        raise InvalidArgument("--rm and --restart exclude each other")
     token = uuid.uuid4().hex
     directory = os.path.join(os.path.abspath(log_dir), token)
     environment, attached = os.environ, not detach
-    wanted = RunOptions(token=token, log_directory=directory, environment=environment, attached=attached, **options)
+    wanted = RunOptions(
+        token=token,
+        log_directory=directory,
+        environment=environment,
+        annotations=supervised,
+        attached=attached,
+        **options,
+    )
     with Client(socket) as client, Signals() as signals:
         session = Session(client, signals, wanted)
         session.check()
         if not session.ensure_image(pull):
             return signals.exit_code
-        keep = detach or remove is False
+        keep = detach or restarts or remove is False
         try:
+            session.create()
+            if not detach and (wanted.interactive or wanted.tty):
+                code = session.converse(stop_timeout, detach_keys)
+                keep |= code is None
+                return code or 0
             session.start()
             if detach:
                 print(session.container_id)
@@ -110,6 +142,29 @@ def run(
         finally:
             if not keep:
                 session.remove()
+
+
+class Stopping:
+    """Passes signals on: the first stops the container of a session, those after it kill it."""
+
+    def __init__(self, session: Session, timeout: int) -> None:
+        self._session, self._timeout = session, timeout
+        self._handled = 0
+        self._call: Any = None
+
+    def look(self) -> bool:
+        """Do what a signal that has come asks for; whether one has."""
+        received = len(self._session.signals.received)
+        if received == self._handled:
+            return False
+        self._call = self._session.stop(0 if self._handled else self._timeout)
+        self._handled = received
+        return True
+
+    def cancel(self) -> None:
+        """The container has ended: no answer is waited for."""
+        if self._call is not None:
+            self._call.cancel()
 
 
 class Session:
@@ -163,8 +218,8 @@ class Session:
             except grpc.RpcError as error:
                 raise self.client.failure(error) from error
 
-    def start(self) -> None:
-        """Pod and container, to running. Raises CallFailed."""
+    def create(self) -> None:
+        """Pod and container, not yet started. Raises CallFailed."""
         from tare.cri.v1 import api_pb2
 
         runtime, call = self.client.runtime, self.client.call
@@ -175,17 +230,75 @@ class Session:
         )
         self.container_id = call(runtime.CreateContainer, create).container_id
         self.log_path = self.client.container_status(self.container_id).log_path
-        call(runtime.StartContainer, api_pb2.StartContainerRequest(container_id=self.container_id))
+
+    def start(self) -> None:
+        """The container runs. Raises CallFailed."""
+        from tare.cri.v1 import api_pb2
+
+        wanted = api_pb2.StartContainerRequest(container_id=self.container_id)
+        self.client.call(self.client.runtime.StartContainer, wanted)
+
+    def converse(self, stop_timeout: int, keys: str) -> int | None:
+        """Start it with our own streams joined to it from its first byte on: its exit code, None where the keys were typed that detach.
+
+        Signals stop it (Ctrl-C in a terminal is the container's own). Raises CallFailed, SessionFailed.
+        """
+        from tare.cli import stream
+        from tare.cri.v1 import api_pb2
+
+        stdin, tty = self.options.interactive, self.options.tty
+        wanted = api_pb2.AttachRequest(
+            container_id=self.container_id, tty=tty, stdin=stdin, stdout=True, stderr=not tty
+        )
+        url = self.client.call(self.client.runtime.Attach, wanted).url
+        stopping = Stopping(self, stop_timeout)
+        failed: list[Exception] = []
+
+        def ready() -> None:
+            try:
+                self.start()
+            except CallFailed as error:
+                failed.append(error)
+
+        try:
+            left = stream.join(
+                url, self.client.socket, stdin=stdin, tty=tty, keys=keys, ready=ready, signalled=stopping.look
+            )
+        except stream.SessionFailed:
+            if not failed:
+                raise
+            left = 0
+        if failed:
+            raise failed[0]
+        if left is None:
+            return None
+        pause = FIRST_POLL
+        while not has_ended(self.client, self.container_id):  # it may have closed its output and gone on
+            stopping.look()
+            time.sleep(pause)
+            pause = min(pause * 1.5, LAST_POLL)
+        stopping.cancel()
+        return int(self.client.container_status(self.container_id).exit_code)
 
     def follow(self, stop_timeout: int) -> int:
-        """Copy the log to our streams until the container has ended; returns its exit code. Signals stop it."""
-        renderer = crilog.Renderer()
-        handled, pause, stopping = 0, FIRST_POLL, None
+        """Copy the log to our streams until the container has ended, for good; returns its exit code. Signals stop it."""
+        stopping = Stopping(self, stop_timeout)
+        while True:
+            code = self._follow(stopping)
+            after = self.container_id if RESTART_ANNOTATION in self.options.annotations else ""
+            following = next_attempt(self.client, self.pod_id, after, stopping.look) if after else None
+            if following is None:
+                return code
+            before = self.log_path
+            self.container_id, self.log_path = following, self.client.container_status(following).log_path
+            between(before, self.log_path, crilog.Renderer())
+
+    def _follow(self, stopping: Stopping) -> int:
+        """One attempt's."""
+        renderer, pause = crilog.Renderer(), FIRST_POLL
         with LogFile(self.log_path) as log:
             while True:
-                if len(self.signals.received) > handled:
-                    handled = len(self.signals.received)
-                    stopping = self._stop(stop_timeout if handled == 1 else 0)
+                if stopping.look():
                     pause = FIRST_POLL
                 ended = has_ended(self.client, self.container_id)
                 moved = write(log.read(), renderer)
@@ -193,11 +306,11 @@ class Session:
                     break
                 pause = FIRST_POLL if moved else min(pause * 1.5, LAST_POLL)
                 time.sleep(pause)
-        if stopping is not None:
-            stopping.cancel()
+        stopping.cancel()
         return int(self.client.container_status(self.container_id).exit_code)
 
-    def _stop(self, timeout: int) -> Any:
+    def stop(self, timeout: int) -> Any:
+        """Ask for its end, which is not waited for."""
         from tare.cri.v1 import api_pb2
 
         request = api_pb2.StopContainerRequest(container_id=self.container_id, timeout=timeout)

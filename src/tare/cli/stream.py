@@ -17,11 +17,12 @@ import socket
 import ssl
 import sys
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from wsproto import ConnectionType, WSConnection
+from wsproto.connection import ConnectionState
 from wsproto.events import (
     AcceptConnection,
     BytesMessage,
@@ -88,6 +89,13 @@ class Socket:
                 raise SessionFailed("open a stream", cause=self.refused.decode(errors="replace").strip() or "refused")
         connection.setblocking(False)
 
+    def until_ready(self) -> None:
+        """Until the daemon says that all is ready for the session, which is its first message, or hangs up."""
+        self.connection.settimeout(SECONDS)
+        while not self.early and not self.over:
+            self.early += self.receive()
+        self.connection.setblocking(False)
+
     def receive(self) -> Iterator[bytes]:
         """The messages that have come; `over` is set at the end."""
         try:
@@ -125,8 +133,9 @@ class Socket:
             self.over = True
 
     def say(self, data: bytes) -> None:
-        """A message, sent when there is room."""
-        self.unsent += self.ws.send(BytesMessage(data=data))
+        """A message, sent when there is room; nobody listens any more to one that comes after the daemon's goodbye."""
+        if self.ws.state is ConnectionState.OPEN:
+            self.unsent += self.ws.send(BytesMessage(data=data))
 
     def flush(self) -> None:
         """Send as much as there is room for."""
@@ -212,10 +221,13 @@ def window() -> bytes | None:
 
 
 class Session:
-    """One exec or attach. `run` returns the exit code, None where the keys were typed that detach."""
+    """One exec or attach. `run` returns the exit code, None where the keys were typed that detach. `signalled` is called after each signal."""
 
-    def __init__(self, channel: Socket, *, stdin: bool, tty: bool, keys: bytes) -> None:
+    def __init__(
+        self, channel: Socket, *, stdin: bool, tty: bool, keys: bytes, signalled: Callable[[], object] = lambda: None
+    ) -> None:
         self.channel = channel
+        self.signalled = signalled
         self.stdin = stdin
         self.tty = tty
         self.keys = DetachKeys(keys if tty else b"")
@@ -267,6 +279,7 @@ class Session:
             for key, events in self.selector.select(0 if wanted and self.always_ready else None):
                 if key.fd == self.wake[0]:
                     os.read(self.wake[0], 512)
+                    self.signalled()
                     self.resize()
                 elif key.fd == connection.fileno():
                     self.exchange(events)
@@ -331,8 +344,20 @@ def exit_code(status: bytes) -> int:
     raise SessionFailed(str(told.get("message") or "the session failed"))
 
 
-def join(url: str, beside: str, *, stdin: bool, tty: bool, keys: str) -> int | None:
-    """Run a session at a URL."""
+def join(
+    url: str,
+    beside: str,
+    *,
+    stdin: bool,
+    tty: bool,
+    keys: str,
+    ready: Callable[[], object] | None = None,
+    signalled: Callable[[], object] = lambda: None,
+) -> int | None:
+    """Run a session at a URL. `ready` is called once the daemon is ready for it, before anything is passed on."""
     wanted = parse_keys(keys)
     channel = Socket(connect(url, beside), url, PROTOCOL)
-    return Session(channel, stdin=stdin, tty=tty, keys=wanted).run()
+    if ready is not None:
+        channel.until_ready()
+        ready()
+    return Session(channel, stdin=stdin, tty=tty, keys=wanted, signalled=signalled).run()

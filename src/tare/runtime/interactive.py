@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,13 @@ from tare.errors import FailedPrecondition, InvalidArgument, Unavailable, descri
 from tare.handlers.builtin import Process
 from tare.launch import taps
 from tare.runtime import lifecycle, netns, trees
+from tare.runtime.arrivals import known
 from tare.runtime.descriptors import Descriptor
-from tare.runtime.exec import group_of
+from tare.runtime.exec import group_of, process_in
 from tare.runtime.exits import process_of
 from tare.runtime.lifecycle import ContainerEvent
 from tare.runtime.ports import Parts
-from tare.runtime.records import ContainerRecord, NamespaceMode
-from tare.runtime.spec import exec_process
+from tare.runtime.records import ContainerRecord, ContainerState, NamespaceMode
 from tare.runtime.store import ContainerFacts
 from tare.runtime.streams import Attachment, Client, Command, Started, Streams, Window
 
@@ -48,8 +49,9 @@ class Interactive:
         return record
 
     def check_attach(self, container_id: str, wanted: Streams) -> ContainerRecord:
-        """Raises NotFound, FailedPrecondition, InvalidArgument."""
-        record = self.check_exec(container_id)
+        """One that runs, or is yet to start. Raises NotFound, FailedPrecondition, InvalidArgument."""
+        record = self._parts.store.container(container_id, ContainerEvent.ATTACH.value)
+        lifecycle.container_after(record.state, ContainerEvent.ATTACH, record.id)
         if wanted.tty != record.config.tty:
             have = "has" if record.config.tty else "has no"
             raise InvalidArgument(
@@ -71,8 +73,7 @@ class Interactive:
         record = self.check_exec(container_id)
         parts = self._parts
         facts = parts.store.container_facts[record.id]
-        process = exec_process(parts.store.plan(record.id).spec, command, tty=wanted.tty)
-        process |= {"stdin": wanted.stdin, "container": record.id}
+        process = process_in(parts.store, record, command, tty=wanted.tty) | {"stdin": wanted.stdin}
         group, leaf = group_of(parts.cgroups, facts, parts.store.pods[record.pod_id].handler)
         started = Started(process=process_of(facts.process))
 
@@ -135,20 +136,59 @@ class Interactive:
         return Started(process=made, terminal=master)
 
     async def attach(self, container_id: str, wanted: Streams, client: Client) -> None:
-        """Join a container's main process until it ends or the client leaves. Raises NotFound, FailedPrecondition, LogFailed."""
+        """Join a container's main process until it ends or the client leaves; one that is yet to start is waited for.
+
+        Raises NotFound, FailedPrecondition, LogFailed.
+        """
         record = self.check_attach(container_id, wanted)
-        facts = self._parts.store.container_facts[record.id]
-        source = await self._parts.logs.attach(facts.group, record.id)
-        sink = await self._input(record, wanted)
+        if record.state is ContainerState.CREATED:
+            joined = await self._arrive(record, client)
+            if joined is None:
+                return
+        else:
+            joined = await self._output(record)
+        source, group = joined
+        try:
+            sink = await self._input(record, wanted)
+        except BaseException:
+            source.close()
+            raise
 
         async def ended() -> None:
             if record.config.stdin_once and not record.config.tty:
-                await self._parts.logs.end_input(facts.group, record.id)
+                await self._parts.logs.end_input(group, record.id)
 
         attachment = Attachment(client, Descriptor(source.detach()), sink, ended, tty=record.config.tty)
         if not await attachment.run() and not client.gone.is_set():
             cause = f"the client took nothing for {taps.PATIENCE:g} s, or what copies the container's output was lost"
             raise Unavailable(f"attach to container {record.id}", cause=cause, hint="attach again")
+
+    async def _output(self, record: ContainerRecord) -> tuple[socket.socket, str]:
+        """A copy of what a container writes from now on (`launch.taps`), and its logger's group. Raises FailedPrecondition, LogFailed."""
+        facts = self._parts.store.container_facts.get(record.id)
+        if facts is None:  # its start failed, or it was removed, while this client was told that it could join
+            raise FailedPrecondition(f"attach to container {record.id}", cause="it does not run any more")
+        return await self._parts.logs.attach(facts.group, record.id), facts.group
+
+    async def _arrive(self, record: ContainerRecord, client: Client) -> tuple[socket.socket, str] | None:
+        """The output of a container that is yet to start, once it has, from its first byte on; None where the client leaves before that.
+
+        Raises FailedPrecondition for one that does not start, LogFailed.
+        """
+        with self._parts.arrivals.expect(record.id) as arrival:
+            if await known(arrival.admitted, client.gone):
+                source, group = await self._output(record)
+                arrival.joined.set()
+                try:
+                    if await known(arrival.started, client.gone):
+                        return source, group
+                except BaseException:
+                    source.close()
+                    raise
+                source.close()
+        if client.gone.is_set():
+            return None
+        raise FailedPrecondition(f"attach to container {record.id}", cause="it did not start")
 
     async def _input(self, record: ContainerRecord, wanted: Streams) -> Descriptor | None:
         """What writes to a container's stdin, where it has one that this client may use."""
