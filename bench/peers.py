@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,13 +72,20 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A runtime that serves CRI: a client of it, its cgroup, where its logs go, and the handler its pods are to have."""
+    """A runtime that serves CRI: a client of it, its cgroup, where its logs go, and the handler its pods are to have.
+
+    `kill` ends its daemon and nothing else, `begin` starts the next one, at `address`. `daemon` is Tare's, which can be stopped and started.
+    """
 
     name: str
     client: Client
     group: Group
     logs: Path
+    address: str
+    kill: Callable[[], None]
+    begin: Callable[[], None]
     handler: str = ""
+    daemon: Daemon | None = None
 
 
 @contextlib.contextmanager
@@ -87,7 +94,34 @@ def tare(base: Path) -> Iterator[Peer]:
     with Group(f"{base.name}-tare") as group:
         daemon = Daemon(base / "tare", prefix=group.wrapper())
         with daemon:
-            yield Peer("tare", daemon.client, group, base / "logs-tare")
+            ways = (str(daemon.socket), daemon.kill, daemon.begin)
+            yield Peer("tare", daemon.client, group, base / "logs-tare", *ways, daemon=daemon)
+
+
+class Containerd:
+    """Its daemon, which `running` is."""
+
+    def __init__(self, directory: Path, wrapper: Sequence[str]) -> None:
+        self.directory = directory
+        self.command = [*wrapper, "containerd", "--config", str(directory / "config.toml")]
+        self.begin()
+
+    def begin(self) -> None:
+        """Start it."""
+        with (self.directory / "log").open("ab") as log:
+            self.running = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PATH": f"/usr/sbin:/sbin:{os.environ['PATH']}"},
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        """SIGKILL, and nothing for its shims."""
+        self.running.kill()
+        self.running.wait()
 
 
 @contextlib.contextmanager
@@ -98,21 +132,15 @@ def containerd(base: Path, registry: str, masquerade: bool) -> Iterator[Peer]:
     had_run = Path("/run/containerd").exists()
     tables = nat_tables()
     with Group(f"{base.name}-containerd") as group:
-        with (directory / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [*group.wrapper(), "containerd", "--config", str(directory / "config.toml")],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "PATH": f"/usr/sbin:/sbin:{os.environ['PATH']}"},
-                start_new_session=True,
-            )
-        client = Client(str(directory / "containerd.sock"))
+        process = Containerd(directory, group.wrapper())
+        address = str(directory / "containerd.sock")
+        client = Client(address)
         try:
-            wait_ready(client, process, directory / "log")
-            yield Peer("containerd", client, group, base / "logs-containerd")
+            wait_ready(client, process.running, directory / "log")
+            ways = (address, process.kill, process.begin)
+            yield Peer("containerd", client, group, base / "logs-containerd", *ways)
         finally:
-            stop_containerd(client, process)
+            stop_containerd(client, process.running)
             group.remove()
             clean(directory, had_run)
             remove_empty(nat_tables() - tables)

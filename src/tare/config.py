@@ -1,12 +1,17 @@
 """The daemon's settings: what a TOML file may say, with a default for everything.
 
-    [daemon]   root, run, socket, log_level
+    [daemon]   root, run, socket, log_level, log_format
     [images]   hosts_dir, policy, decryption_keys_dir, auth_file, parallel_layers, progress_timeout, min_rate, range_size,
                max_manifest_size, max_layer_size, max_layer_entries, disk_reserve, keep_blobs, pinned, gc_high, gc_low, gc_min_age
-    [network]  mode, bridge, subnet, subnet6, mtu; conf_dir, conf_template, bin_dirs, cache_dir, plugin_timeout, gc
-    [runtime]  default_handler, refuse_missing_sources, pods_per_logger, max_log_line, cgroup_root, cgroup_driver, cdi_spec_dirs
+    [network]  mode, bridge, subnet, subnet6, mtu, isolation; conf_dir, conf_template, bin_dirs, cache_dir, plugin_timeout, gc
+    [network.networks.NAME]  bridge, subnet, subnet6, mtu, isolation
+    [runtime]  default_handler, refuse_missing_sources, pods_per_logger, max_log_line, cgroup_root, cgroup_driver, cdi_spec_dirs, criu
     [runtime.handlers.NAME]  type, path, options, sandbox
     [streaming]  address, port, tls_cert, tls_key, idle_timeout, hangup_grace, orphan_grace
+    [nri]      enable, socket, connections, plugin_path, plugin_config_path, registration_timeout, request_timeout
+    [nri.default_validator]  enable, reject_…, required_plugins, tolerate_missing_plugins_annotation
+    [metrics]  address
+    [tracing]  endpoint, sampling_ratio, service_name
 
 Unknown keys are errors: a setting that is misspelt must not be silently a default.
 """
@@ -16,8 +21,9 @@ from __future__ import annotations
 import re
 import tomllib
 from dataclasses import dataclass, field, fields, replace
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -26,16 +32,21 @@ from tare.errors import InvalidArgument
 POLICY = "/etc/tare/policy.toml"
 BUILTIN = "builtin"
 HANDLER_NAME = re.compile("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # as a Kubernetes RuntimeClass has it
+RESERVED_NETWORKS = ("default", "pod", "host", "none")  # what the command line calls something else
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonConfig:
-    """Where the daemon keeps what lasts (`root`), what a reboot ends (`run`), and where it listens (`socket`, under `run` unless told)."""
+    """Where the daemon keeps what lasts (`root`), what a reboot ends (`run`), and where it listens (`socket`, under `run` unless told).
+
+    `log_level` is read again at a SIGHUP.
+    """
 
     root: str = "/var/lib/tare"
     run: str = "/run/tare"
     socket: str = ""
-    log_level: str = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +80,27 @@ class ImagesConfig:
     gc_min_age: float = 120.0
 
 
+Isolation = Literal["link-local", "node"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedNetworkConfig:
+    """A network beside the default one, for pods that ask for it by name; keys as `NetworkConfig` has them."""
+
+    bridge: str = ""
+    subnet: str = ""
+    subnet6: str = ""
+    mtu: int = 0
+    isolation: tuple[Isolation, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
     """The embedded network. An empty `bridge` or `subnet` means chosen: `tare0` and 10.85.0.0/16 for the instance at /run/tare, others by hash.
 
-    An empty `subnet6` means that pods have IPv4 alone.
+    An empty `subnet6` means that pods have IPv4 alone. `isolation` keeps pods from what the node alone should reach: "link-local" from
+    169.254.0.0/16 and fe80::/10 (a cloud's metadata, resolvers of the node), "node" from the node's own addresses. `networks` are
+    further ones by name.
 
     With `mode` "cni" pods get their network by the first configuration in `conf_dir` and the plugins in `bin_dirs`, each of which is ended
     after `plugin_timeout` seconds; results are kept in `cache_dir`, which is every runtime's. `conf_template` makes a configuration of the pod
@@ -85,6 +112,8 @@ class NetworkConfig:
     subnet: str = ""
     subnet6: str = ""
     mtu: int = 0
+    isolation: tuple[Isolation, ...] = ()
+    networks: dict[str, NamedNetworkConfig] = field(default_factory=dict)
     conf_dir: str = "/etc/cni/net.d"
     conf_template: str = ""
     bin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
@@ -113,7 +142,7 @@ class RuntimeConfig:
 
     `cgroup_driver` says who makes control groups: "systemd", "cgroupfs" (they are made as directories), or "auto": systemd where it runs
     the node with v2. `cdi_spec_dirs` have the files that describe devices by name; a device of a later one hides that of an earlier one.
-    Pods that name no runtime handler get `default_handler`: "builtin", or one of `handlers`.
+    Pods that name no runtime handler get `default_handler`: "builtin", or one of `handlers`. `criu` is the program for checkpoints, by name or path.
     """
 
     default_handler: str = BUILTIN
@@ -123,6 +152,7 @@ class RuntimeConfig:
     cgroup_root: str = "/sys/fs/cgroup"
     cgroup_driver: Literal["auto", "cgroupfs", "systemd"] = "auto"
     cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
+    criu: str = "criu"
     handlers: dict[str, HandlerConfig] = field(default_factory=dict)
 
 
@@ -145,6 +175,72 @@ class StreamingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ValidatorConfig:
+    """What NRI plugins may not adjust, and which of them must have seen every new container, by name or by index and name.
+
+    Pods ask for further ones in annotations "required-plugins.noderesource.dev". One with the annotation `tolerate_missing_plugins_annotation`
+    set to "true" does without any.
+    """
+
+    enable: bool = False
+    reject_oci_hook_adjustment: bool = False
+    reject_runtime_default_seccomp_adjustment: bool = False
+    reject_unconfined_seccomp_adjustment: bool = False
+    reject_custom_seccomp_adjustment: bool = False
+    reject_namespace_adjustment: bool = False
+    reject_sysctl_adjustment: bool = False
+    required_plugins: tuple[str, ...] = ()
+    tolerate_missing_plugins_annotation: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NriConfig:
+    """Plugins of the node (NRI), which connect to `socket` if `connections` may be made, or are programs in `plugin_path` and started here.
+
+    Those have their own settings in `plugin_config_path`. An empty `socket` or `plugin_path` means chosen: /var/run/nri/nri.sock and
+    /opt/nri/plugins for the instance at /run/tare; nri.sock in its run directory, and no programs, for others. Times are in seconds.
+    """
+
+    enable: bool = True
+    socket: str = ""
+    connections: bool = True
+    plugin_path: str = ""
+    plugin_config_path: str = "/etc/nri/conf.d"
+    registration_timeout: float = 5.0
+    request_timeout: float = 2.0
+    default_validator: ValidatorConfig = field(default_factory=ValidatorConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsConfig:
+    """Where Prometheus finds the daemon's own metrics: an IP address and a port ("127.0.0.1:9464", "[::1]:9464"), or nowhere."""
+
+    address: str = ""
+
+    def place(self) -> tuple[str, int]:
+        """Address and port. Raises ValueError where that is none."""
+        host, mark, port = self.address.rpartition(":")
+        if not mark or not port.isascii() or not port.isdecimal() or int(port) > 0xFFFF:
+            raise ValueError(f"{self.address!r} is not ADDRESS:PORT")
+        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        if (ip_address(bare).version == 6) != (bare != host):
+            raise ValueError(f"{self.address!r}: an IPv6 address, and no other, is in brackets")
+        return bare, int(port)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracingConfig:
+    """Which OpenTelemetry collector gets traces, over OTLP with gRPC ("http://127.0.0.1:4317", "https://…" with TLS), if any.
+
+    Callers decide for their own traces; of calls that bring no decision the part `sampling_ratio` (0 to 1) is kept.
+    """
+
+    endpoint: str = ""
+    sampling_ratio: float = 1.0
+    service_name: str = "tare"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """All settings."""
 
@@ -153,6 +249,9 @@ class Config:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
+    nri: NriConfig = field(default_factory=NriConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)
 
     @property
     def root(self) -> Path:
@@ -186,19 +285,24 @@ def load(path: str | None, *, root: str | None = None, run: str | None = None, s
         config = msgspec.convert(table, Config)
     except msgspec.ValidationError as error:
         raise InvalidArgument(f"read configuration {path}", cause=error) from error
+    check_watching(config, path)
     given = {"root": root, "run": run, "socket": socket}
-    daemon = replace(config.daemon, **{key: str(Path(value).absolute()) for key, value in given.items() if value})
+    told: dict[str, Any] = {key: str(Path(value).absolute()) for key, value in given.items() if value}
+    daemon = replace(config.daemon, **told)
     return replace(config, daemon=daemon)
 
 
 def check_keys(table: dict[str, object], path: str | None) -> None:
     """Raise InvalidArgument for the first section or key that Tare does not know."""
-    known: dict[str, type[DaemonConfig | ImagesConfig | NetworkConfig | RuntimeConfig | StreamingConfig]] = {
+    known: dict[str, type[Any]] = {
         "daemon": DaemonConfig,
         "images": ImagesConfig,
         "network": NetworkConfig,
         "runtime": RuntimeConfig,
         "streaming": StreamingConfig,
+        "nri": NriConfig,
+        "metrics": MetricsConfig,
+        "tracing": TracingConfig,
     }
     for section, keys in table.items():
         if section not in known:
@@ -208,7 +312,64 @@ def check_keys(table: dict[str, object], path: str | None) -> None:
         for key in keys:
             if key not in {item.name for item in fields(known[section])}:
                 raise InvalidArgument(f"read configuration {path}", cause=f"unknown key {key} in [{section}]")
+    check_networks(table.get("network") or {}, path)
     check_handlers(table.get("runtime") or {}, path)
+    nri = table.get("nri")
+    validator = nri.get("default_validator") if isinstance(nri, dict) else None
+    for key in validator if isinstance(validator, dict) else ():
+        if key not in {item.name for item in fields(ValidatorConfig)}:
+            cause = f"unknown key {key} in [nri.default_validator]"
+            raise InvalidArgument(f"read configuration {path}", cause=cause)
+
+
+def check_watching(config: Config, path: str | None) -> None:
+    """Raise InvalidArgument for an address of metrics or traces that is none."""
+    doing, tracing = f"read configuration {path}", config.tracing
+    if config.metrics.address:
+        try:
+            config.metrics.place()
+        except ValueError as error:
+            raise InvalidArgument(doing, cause=f"[metrics] address: {error}") from error
+    if tracing.endpoint and not re.fullmatch(r"https?://[^/\s]+:\d+/?", tracing.endpoint):
+        cause = f"[tracing] endpoint: {tracing.endpoint!r} is not http://HOST:PORT or https://HOST:PORT"
+        raise InvalidArgument(doing, cause=cause)
+    if not 0.0 <= tracing.sampling_ratio <= 1.0:
+        raise InvalidArgument(doing, cause=f"[tracing] sampling_ratio: {tracing.sampling_ratio} is not from 0 to 1")
+
+
+def differences(before: Config, after: Config) -> list[str]:
+    """The keys that two configurations do not have the same under, as "section.key"."""
+    found = []
+    for section in fields(Config):
+        one, other = getattr(before, section.name), getattr(after, section.name)
+        changed = (key.name for key in fields(one) if getattr(one, key.name) != getattr(other, key.name))
+        found += [f"{section.name}.{key}" for key in changed]
+    return found
+
+
+def check_networks(network: object, path: str | None) -> None:
+    """Raise InvalidArgument for the first thing that is wrong with a named network, or with what is set for no network at all."""
+    doing = f"read configuration {path}"
+    settings = network if isinstance(network, dict) else {}
+    networks = settings.get("networks", {})
+    if not isinstance(networks, dict):
+        raise InvalidArgument(doing, cause="[network.networks] is not a table")
+    if settings.get("mode") == "cni":
+        for key in ("networks", "isolation"):
+            if settings.get(key):
+                cause = f'[network] {key} is the embedded network\'s, and mode is "cni"'
+                raise InvalidArgument(doing, cause=cause, hint="with CNI that is up to its plugins")
+    for name, keys in networks.items():
+        section = f"[network.networks.{name}]"
+        if name in RESERVED_NETWORKS or not HANDLER_NAME.fullmatch(name):
+            taken = ", ".join(RESERVED_NETWORKS)
+            cause = f"{section}: a network's name is lower-case letters, digits and dashes, and none of {taken}"
+            raise InvalidArgument(doing, cause=cause)
+        if not isinstance(keys, dict):
+            raise InvalidArgument(doing, cause=f"{section} is not a table")
+        for key in keys:
+            if key not in {item.name for item in fields(NamedNetworkConfig)}:
+                raise InvalidArgument(doing, cause=f"unknown key {key} in {section}")
 
 
 def check_handlers(runtime: object, path: str | None) -> None:

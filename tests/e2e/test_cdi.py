@@ -152,6 +152,27 @@ def test_names_that_are_none_and_devices_that_are_not_there(node: Node, director
     node.refused("NOT_FOUND", "/dev/no-such-device", created, node, pod, "gone", "true", "vendor.com/thing=a")
 
 
+@pytest.mark.parametrize(
+    ("edits", "words"),
+    [
+        ({"mounts": [{"hostPath": "/tmp", "containerPath": "/x"}]}, ".type: is required where the mount is no bind mount"),
+        (
+            {"deviceNodes": [{"path": "/dev/x", "type": "c", "major": 3_000_000_000, "minor": 1}]},
+            "linux.devices[0].major: 3000000000 is not between 0 and 2147483647",
+        ),
+        ({"deviceNodes": [{"path": "/dev/null"}, {"path": "/dev/./null"}]}, "linux.devices[1].path: '/dev/null' is there twice"),
+        ({"additionalGids": [4294967295]}, "process.user.additionalGids[1]: 4294967295 is not between"),
+    ],
+)  # fmt: skip
+def test_what_comes_to_no_container_is_refused_when_it_is_created(
+    node: Node, directory: Path, edits: dict[str, Any], words: str
+) -> None:
+    """Files that are right, by themselves, and make an OCI configuration that is not: with its JSON path."""
+    describe(directory / "fixed" / "vendor.json", device("a", **edits))
+    pod = node.run_pod("edited")
+    node.refused("INVALID_ARGUMENT", words, created, node, pod, "main", "true", "vendor.com/thing=a")
+
+
 def test_a_network_interface_cannot_be_given(node: Node, directory: Path) -> None:
     moved = {"hostInterfaceName": "eth9", "name": "eth1"}
     describe(directory / "fixed" / "vendor.json", device("a", netDevices=[moved]), version="1.1.0")

@@ -233,24 +233,31 @@ def test_lists_are_of_what_runs(node: Node, ask: Ask) -> None:
     assert (stopped.attributes.id, stopped.linux.HasField("cpu"), len(stopped.linux.containers)) == (pod, False, 0)
 
 
+def kernel(node: Node, container: str, controller: str, first: str, second: str) -> str:
+    """A file of a container's group: `first` in version 1, `second` in version 2."""
+    client = node.daemon.client
+    request = pb.ContainerStatusRequest(container_id=container, verbose=True)
+    inside = json.loads(client.call(client.runtime.ContainerStatus, request).info["info"])["cgroup"]
+    layout = detect()
+    tree = layout.tree_of(controller) or layout.unified
+    assert tree is not None
+    return Path(f"{tree.directory}{inside}/{first if tree.version == 1 else second}").read_text()
+
+
+def throttled(node: Node, container: str) -> int:
+    """How often its quota was used up: never, where others leave it less than that."""
+    lines = kernel(node, container, "cpu", "cpu.stat", "cpu.stat").splitlines()
+    return int(dict(line.split() for line in lines)["nr_throttled"])
+
+
 def test_they_are_what_the_kernel_says(node: Node, ask: Ask) -> None:
     pod = node.run_pod("same")
     container = node.start(node.create(pod, "main", "sleep", "1000"))
     until(lambda: still(ask, container), "it does not come to rest")
     stats = ask.container(container)
-    client = node.daemon.client
-    request = pb.ContainerStatusRequest(container_id=container, verbose=True)
-    inside = json.loads(client.call(client.runtime.ContainerStatus, request).info["info"])["cgroup"]
-    layout = detect()
-
-    def read(controller: str, first: str, second: str) -> str:
-        tree = layout.tree_of(controller) or layout.unified
-        assert tree is not None
-        return Path(f"{tree.directory}{inside}/{first if tree.version == 1 else second}").read_text()
-
-    usage = int(read("memory", "memory.usage_in_bytes", "memory.current"))
+    usage = int(kernel(node, container, "memory", "memory.usage_in_bytes", "memory.current"))
     assert abs(stats.memory.usage_bytes.value - usage) <= usage / 100
-    words = read("cpuacct", "cpuacct.usage", "cpu.stat").split()
+    words = kernel(node, container, "cpuacct", "cpuacct.usage", "cpu.stat").split()
     used = int(words[0]) if len(words) == 1 else int(words[1]) * 1000
     assert abs(stats.cpu.usage_core_nano_seconds.value - used) <= used / 100
 
@@ -330,6 +337,7 @@ def test_metrics_are_described_and_are_what_runs(node: Node, ask: Ask) -> None:
     config = node.container_config("main", "sh", "-c", "while :; do :; done", resources=LIMITED)
     container = node.start(node.create(pod, config))
     until(lambda: ask.container(container).cpu.usage_core_nano_seconds.value > 1.2e9, "it is not busy")
+    before = throttled(node, container)
     (found,) = ask.metrics()
     (inside,) = found.container_metrics
     assert (found.pod_sandbox_id, inside.container_id) == (pod, container)
@@ -346,7 +354,8 @@ def test_metrics_are_described_and_are_what_runs(node: Node, ask: Ask) -> None:
     assert values["container_cpu_usage_seconds_total"] >= 1
     assert values["container_spec_cpu_quota"] == 50000
     assert values["container_spec_memory_limit_bytes"] == 128 * MIB
-    assert values["container_cpu_cfs_throttled_periods_total"] > 0
+    assert values["container_cpu_cfs_periods_total"] > 0
+    assert before <= values["container_cpu_cfs_throttled_periods_total"] <= throttled(node, container)
     assert (values["container_processes"], values["container_threads"]) == (1, 1)
     assert values["container_file_descriptors"] >= 3
     assert abs(values["container_start_time_seconds"] - time.time()) < 120

@@ -84,7 +84,9 @@ def test_limits_change_under_a_running_process(node: Node, groups: Groups) -> No
     _, container, path = running(
         node, "live", memory_limit_in_bytes=64 * MIB, cpu_quota=50_000, cpu_period=100_000, cpu_shares=512
     )
-    pid = info(node, container)["pid"]
+    pid, first = info(node, container)["pid"], kernel(groups, path)
+    assert (first["memory"], first["quota"], first["period"]) == (64 * MIB, 50_000, 100_000)
+    assert groups.layout == "v2" or first["shares"] == 512
     node.update(container, memory_limit_in_bytes=96 * MIB, cpu_quota=20_000)
     now = kernel(groups, path)
     assert (now["memory"], now["quota"], now["period"]) == (96 * MIB, 20_000, 100_000)
@@ -189,6 +191,37 @@ def test_a_pod_whose_group_is_ours_is_limited_and_another_noted(node: Node, grou
     node.refused("NOT_FOUND", "f00d", lambda: node.update_pod("f00d", cpu_shares=10))
 
 
+def limited(node: Node, name: str, **limits: Any) -> pb.PodSandboxConfig:
+    """A pod whose configuration has limits."""
+    config = node.pod_config(name)
+    config.linux.resources.CopyFrom(pb.LinuxContainerResources(**limits))
+    return config
+
+
+def test_a_pod_begins_with_the_limits_of_its_configuration(node: Node, groups: Groups) -> None:
+    pod = node.run_pod(limited(node, "begin", memory_limit_in_bytes=128 * MIB, cpu_quota=60_000, cpu_period=100_000))
+    container = node.start(node.create(pod, "main", "sleep", "1000"))
+    parent = group(node, container).rpartition("/")[0]
+    now = kernel(groups, parent)
+    assert (now["memory"], now["quota"], now["period"]) == (128 * MIB, 60_000, 100_000)
+    node.update_pod(pod, memory_limit_in_bytes=160 * MIB)
+    now = kernel(groups, parent)
+    assert (now["memory"], now["quota"]) == (160 * MIB, 60_000)
+    bad = limited(node, "bad", cpu_shares=100, cpuset_cpus="4000")
+    node.refused("INVALID_ARGUMENT", "cpuset.cpus", node.run_pod, bad)
+    assert [item.id for item in node.daemon.client.pods()] == [pod]
+
+
+def test_a_group_that_another_has_made_keeps_its_limits(node: Node, groups: Groups) -> None:
+    name = f"tare-upd-{os.getpid()}"
+    other = node.run_pod(limited(node, "other", memory_limit_in_bytes=96 * MIB))
+    theirs = group(node, node.start(node.create(other, "main", "sleep", "1000"))).rpartition("/")[0]
+    config = limited(node, name, memory_limit_in_bytes=64 * MIB)
+    config.linux.cgroup_parent = theirs
+    node.run_pod(config)
+    assert kernel(groups, theirs)["memory"] == 96 * MIB
+
+
 @pytest.fixture(scope="module")
 def mixed() -> Iterator[Node]:
     with busy_node("updh", settings=settings()) as node:
@@ -204,4 +237,18 @@ def test_other_runtimes_containers_are_updated_in_the_same_groups(mixed: Node, g
     now = kernel(groups, group(mixed, container))
     assert (now["memory"], now["quota"], now["period"]) == (96 * MIB, 20_000, 50_000)
     assert len(groups.processes(group(mixed, container))) == 1
+    mixed.remove_pod(pod)
+
+
+def test_a_sandboxs_limits_are_those_of_its_group(mixed: Node, groups: Groups) -> None:
+    # runsc has no update of its own, and needs none: the whole sandbox is in the container's group.
+    pod = mixed.run_pod("upd-runsc", handler="runsc")
+    limits = pb.LinuxContainerResources(memory_limit_in_bytes=256 * MIB)
+    container = mixed.start(mixed.create(pod, mixed.container_config("main", "sleep", "1000", resources=limits)))
+    mixed.update(container, memory_limit_in_bytes=96 * MIB, cpu_quota=20_000, cpu_period=50_000)
+    path = group(mixed, container)
+    now = kernel(groups, path)
+    assert (now["memory"], now["quota"], now["period"]) == (96 * MIB, 20_000, 50_000)
+    assert mixed.status(container).resources.linux.memory_limit_in_bytes == 96 * MIB
+    assert info(mixed, container)["pid"] in groups.processes(path)
     mixed.remove_pod(pod)

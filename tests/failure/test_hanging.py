@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tare.errors import DeadlineExceeded
-from tare.handlers import builtin, processes
+from tare.handlers import builtin, processes, starting
 from tare.handlers.builtin import StartFailed
 from tare.launch import linux
 from tests.support import leaks
@@ -73,7 +73,7 @@ def test_a_path_that_hangs_is_given_up_and_hinders_nobody(tmp_path: Path, monkey
 def test_a_bind_source_that_hangs_fails_the_start_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builtin, "SETUP_TIMEOUT", 1.0)
+    monkeypatch.setattr(starting, "SETUP_TIMEOUT", 1.0)
 
     async def body(launch: Launch) -> None:
         launcher = launch.pid_of("launcher")

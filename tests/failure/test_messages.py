@@ -108,7 +108,7 @@ def test_every_kind_with_wrong_fields(tmp_path: Path, name: str) -> None:
         shapes: list[tuple[bytes | int, ...]] = [(), (1,), (b"", b"", b"", b""), (-1, -1, -1), (b"x" * 1000, 5, 5)]
         with Client(launch, name) as client:
             for kind in [*range(60), 255]:
-                if kind in (wire.QUIT, wire.HELLO) and name == "keeper":
+                if kind == wire.HELLO or (kind == wire.QUIT and name == "keeper"):
                     continue
                 for fields in shapes:
                     client.send(wire.encode(kind, 9, fields))

@@ -21,7 +21,8 @@ from tare.handlers.attributes import SCHED_ATTR
 from tare.handlers.builtin import StartFailed
 from tare.handlers.capabilities import CAPABILITY_BITS
 from tare.launch import attributes, linux
-from tests.support.launch import Box, Launch, in_launch, status, user_namespace
+from tests.support.launch import Box, Launch, in_launch, namespaces, status, user_namespace
+from tests.support.oci import Bundle, Runtime
 from tests.support.trace import Trace
 
 pytestmark = pytest.mark.root
@@ -167,6 +168,35 @@ def test_personality(tmp_path: Path) -> None:
         assert int(plain.out, 16) == 0
 
     in_launch(tmp_path, body)
+
+
+@pytest.mark.skipif("len(__import__('os').sched_getaffinity(0)) < 2", reason="there is one CPU")
+def test_who_makes_a_process_does_not_confine_it(tmp_path: Path) -> None:
+    """A launcher on one CPU (a service manager's setting, say), or a command line that is: a container has all that its control group has."""
+    every = sorted(CPUS)
+
+    async def body(launch: Launch) -> None:
+        os.sched_setaffinity(launch.pid_of("launcher"), CPUS[:1])
+        pod = await launch.pod("pid")
+        for wanted in ({}, {"namespaces": namespaces(pid=pod.pins["pid"])}):
+            box = await launch.start(SLEEP, linux=wanted)
+            assert sorted(os.sched_getaffinity(box.process.pid)) == every
+            result = await launch.exec(box, ["cat", "/proc/self/status"])
+            assert sorted(cpus(status(result.out)["Cpus_allowed_list"])) == every
+
+    in_launch(tmp_path, body)
+
+
+@pytest.mark.skipif("len(__import__('os').sched_getaffinity(0)) < 2", reason="there is one CPU")
+def test_who_calls_the_command_does_not_confine_it(tmp_path: Path) -> None:
+    bundle, runtime = Bundle(tmp_path / "bundle"), Runtime("tare", tmp_path / "root")
+    plain = runtime.argv
+    runtime.argv = lambda *words: ["taskset", "--cpu-list", str(CPUS[0]), *plain(*words)]  # type: ignore[method-assign]
+    try:
+        said = bundle.output(runtime, "cat /proc/self/status")
+    finally:
+        runtime.close()
+    assert sorted(cpus(status(said)["Cpus_allowed_list"])) == sorted(CPUS)
 
 
 @pytest.mark.skipif("len(__import__('os').sched_getaffinity(0)) < 2", reason="there is one CPU")
@@ -361,7 +391,6 @@ def test_who_asks_for_nothing_pays_for_nothing(tmp_path: Path) -> None:
             "sched_setattr",
             "ioprio_set",
             "personality",
-            "sched_setaffinity",
             "fstatfs",
             "socketpair",
             "pidfd_getfd",

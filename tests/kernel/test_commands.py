@@ -212,9 +212,9 @@ def test_who_has_the_pid_of_a_command_that_is_gone_is_spared(tmp_path: Path, rea
             ended = subprocess.Popen(["/bin/true"])
             known.adopt(gone, os.pidfd_open(ended.pid))
             ended.wait()
-        Commands(no_plan, known, tmp_path).kill(gone)
+        Commands(no_plan, no_plan, known, tmp_path).kill(gone)
         assert children(other.pid) == below and len(below) == 2 and other.poll() is None
-        Commands(no_plan, known, tmp_path).kill(Process(other.pid, start))
+        Commands(no_plan, no_plan, known, tmp_path).kill(Process(other.pid, start))
         assert other.wait() == -9
         for process in (gone, Process(other.pid, start)):
             known.forget(process)

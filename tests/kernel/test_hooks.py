@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tare.errors import DeadlineExceeded
-from tare.handlers import builtin
+from tare.handlers import starting
 from tare.handlers.builtin import Process, StartFailed
 from tare.handlers.compile import Filter
 from tare.handlers.hooks import POINTS
@@ -277,7 +277,7 @@ def test_a_timeout_ends_the_whole_group(tmp_path: Path) -> None:
 @pytest.mark.parametrize("point", ["prestart", "createContainer", "startContainer"])
 def test_a_hook_has_the_time_that_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
     """Also where that is more than a request to the launcher may take otherwise: then hooks without a time of their own are cut."""
-    monkeypatch.setattr(builtin, "SETUP_TIMEOUT", 1.0)
+    monkeypatch.setattr(starting, "SETUP_TIMEOUT", 1.0)
 
     async def body(launch: Launch) -> None:
         box = await launch.start(SLEEP, hooks={point: [script("sleep 2", timeout=15)]})

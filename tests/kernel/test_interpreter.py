@@ -77,7 +77,7 @@ def test_nothing_of_the_daemon_is_inherited(tmp_path: Path) -> None:
             log = str(launch.run_directory / "launch.log")
             assert (targets["0"], targets["1"], targets["2"]) == ("/dev/null", log, log)
             kinds = {target.partition(":")[0] for number, target in targets.items() if int(number) > 2}
-            assert kinds <= {"socket", "pipe", "anon_inode", str(launch.run_directory / "keeper.lock")}, targets
+            assert kinds <= {"socket", "pipe", "anon_inode", "pid", str(launch.run_directory / "keeper.lock")}, targets
             words = (entry / "cmdline").read_bytes().split(b"\0")
             assert words[1:6] == [b"-I", b"-S", b"-E", b"-B", b"-c"]
 
@@ -145,7 +145,8 @@ def test_a_kernel_that_forbids_executable_memory(tmp_path: Path, setting: str, i
 
 def test_memory_that_cannot_be_sealed_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel refuses to seal what it holds pages of, here what is mapped for writing; then too the overlay serves."""
-    create, held = os.memfd_create, []
+    create = os.memfd_create
+    held: list[mmap.mmap] = []
 
     def create_held(name: str, flags: int) -> int:
         fd = create(name, flags)

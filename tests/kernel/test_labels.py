@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tare.handlers.builtin import StartFailed
+from tare.handlers.volumes import joined
 from tare.launch import labels, linux
 from tare.launch.machine import Machine
 from tests.support.launch import Launch, in_launch
@@ -153,10 +154,21 @@ async def confined_by_selinux(launch: Launch) -> None:
     step, number, words = await refusal(launch, selinuxLabel="no_u:such_r:context_t:s0")
     assert number == errno.EINVAL and "policy does not know the context" in words and "no_u" in step
     tmpfs = {"destination": "/scratch", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid"]}
-    box = await launch.start(SLEEP, selinuxLabel=first, mounts=[tmpfs], linux={"mountLabel": files})
+    layers = []
+    for name in ("upper", "lower"):
+        (launch.base / name).mkdir()
+        (launch.base / name / "file").touch()
+        layers.append(str(launch.base / name))
+    volumes = [
+        {"destination": f"/{count}", "type": "overlay", "source": "overlay", "options": ["ro", joined(layers[:count])]}
+        for count in (1, 2)
+    ]
+    mounts = [tmpfs, *volumes, {**volumes[0], "destination": "/file", "subPath": "file"}]
+    wanted = {"mountLabel": files, "maskedPaths": ["/sys/firmware"]}
+    box = await launch.start(SLEEP, selinuxLabel=first, mounts=mounts, linux=wanted)
     assert current(box.process.pid) == first
     root = f"/proc/{box.process.pid}/root"
-    for path in ("", "/scratch", "/dev", "/dev/null"):
+    for path in ("", "/scratch", "/dev", "/dev/null", "/1", "/1/file", "/2/file", "/file", "/sys/firmware"):
         assert os.getxattr(root + path, "security.selinux").rstrip(b"\0").decode() == files, path
     result = await launch.exec(box, ["cat", "/proc/self/attr/current"], selinuxLabel=second)
     assert result.out.rstrip("\0\n") == second

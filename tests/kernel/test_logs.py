@@ -40,7 +40,7 @@ class Processes:
     async def begin(self) -> None:
         """Start a keeper, which starts a launcher, and wait until both listen."""
         package = Path(interpreter.__file__).parents[2]
-        command = [sys.executable, "-I", "-S", "-E", "-B", "-c", interpreter.BOOT, str(package), str(self.run)]
+        command = [sys.executable, "-I", "-S", "-E", "-B", "-c", interpreter.BOOT, str(package), str(self.run), "test"]
         with subprocess.Popen(command, start_new_session=True) as process:
             self.groups.append(process.pid)
         self.keeper = Channel(self.run / "keeper.sock", "the keeper", lambda *_: None)

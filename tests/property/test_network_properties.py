@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tare.errors import FailedPrecondition, InvalidArgument
-from tare.network import netlink, rtnetlink, subnets
+from tare.network import netlink, nft, rtnetlink, shaping, subnets
 from tare.network.addresses import capacity, choose
 from tare.network.files import resolv_conf
 from tare.network.netlink import Message
@@ -44,6 +44,20 @@ def test_messages_come_back(wanted: list[Message], first: int) -> None:
     assert [r.sequence for r in got] == list(range(first, first + len(wanted)))
 
 
+@given(
+    st.lists(st.tuples(st.binary(min_size=1, max_size=40), st.binary(min_size=1, max_size=40)), min_size=1, max_size=9)
+)
+def test_entries_of_a_map_come_back(entries: list[tuple[bytes, bytes]]) -> None:
+    """What is put into a map is laid out as the kernel lays out what it lists of one."""
+    (message,) = nft.elements("tare-test0", "any4", entries, add=True)
+    assert list(nft.read_elements(message.body)) == entries
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(1, 2**40))
+def test_a_rate_comes_back(index: int, rate: int) -> None:
+    assert shaping.read_rate(shaping.limit_rate(index, "eth0", rate).body) == (index, rate)
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     readers: list[Callable[[bytes], object]] = [
@@ -51,6 +65,8 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
         rtnetlink.read_link,
         rtnetlink.read_address,
         rtnetlink.read_route,
+        shaping.read_rate,
+        lambda d: list(nft.read_elements(d)),
         lambda d: [netlink.verdict(r) for r in netlink.decode(d)],
     ]
     for reader in readers:

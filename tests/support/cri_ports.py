@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import grpc.aio
 
 from tare.cgroups.stats import Counters
+from tare.cri.dispatch import Watch
 from tare.cri.server import Server
 from tare.cri.v1 import api_pb2_grpc
 from tare.errors import FailedPrecondition, InvalidArgument, NotFound, TareError
@@ -78,6 +79,33 @@ class Can:
     mount_options: bool = False
 
 
+@dataclass(frozen=True)
+class MemoryCheckpoints:
+    """Fits CheckpointPort: notes what it is called with."""
+
+    runtime: MemoryRuntime
+
+    async def checkpoint_container(self, container_id: str, location: str, timeout: float) -> None:
+        self.runtime.calls.append(("checkpoint_container", container_id, location, timeout))
+        await self.runtime._pass_gate()
+
+    async def checkpoint_pod(
+        self, pod_id: str, location: str, container_ids: Sequence[str], options: Mapping[str, str]
+    ) -> None:
+        self.runtime.calls.append(("checkpoint_pod", pod_id, location, tuple(container_ids), dict(options)))
+
+    async def restore_pod(
+        self,
+        location: str,
+        config: PodConfig | None,
+        handler: str,
+        containers: Sequence[ContainerConfig],
+        options: Mapping[str, str],
+    ) -> tuple[str, Mapping[str, str]]:
+        self.runtime.calls.append(("restore_pod", location, config, handler, tuple(containers), dict(options)))
+        return "restored", {item.metadata.name: f"{item.metadata.name}-id" for item in containers}
+
+
 @dataclass
 class MemoryRuntime:
     """Fits RuntimePort. `gate` holds up whatever takes time, `entered` says that it was reached; `fault` is raised by the next status."""
@@ -96,6 +124,10 @@ class MemoryRuntime:
     @property
     def stats(self) -> MemoryStats:
         return MemoryStats(self)
+
+    @property
+    def checkpoints(self) -> MemoryCheckpoints:
+        return MemoryCheckpoints(self)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -213,7 +245,7 @@ class MemoryRuntime:
     def node_info(self) -> Mapping[str, object]:
         return {"unsupported": {"userNamespaces": "no room"}}
 
-    def pod_info(self, pod_id: str) -> Mapping[str, object]:
+    async def pod_info(self, pod_id: str) -> Mapping[str, object]:
         return {"netns": Path("/run/netns/x"), "id": pod_id}
 
     def container_info(self, container_id: str) -> Mapping[str, object]:
@@ -330,9 +362,12 @@ class Client:
 
 
 @asynccontextmanager
-async def serving(path: Path, runtime: MemoryRuntime, images: MemoryImages | None = None) -> AsyncIterator[Client]:
+async def serving(
+    path: Path, runtime: MemoryRuntime, images: MemoryImages | None = None, watch: Watch | None = None
+) -> AsyncIterator[Client]:
     """A server on `path` and a client connected to it."""
-    server = Server(path, runtime, images or MemoryImages(), {"config": {"root": Path("/var/lib/tare")}})
+    told = {"config": {"root": Path("/var/lib/tare")}}
+    server = Server(path, runtime, images or MemoryImages(), told, watch=watch)
     await server.start()
     try:
         options = [("grpc.max_receive_message_length", -1)]

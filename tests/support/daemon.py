@@ -29,7 +29,7 @@ from tare.cli.client import CallFailed, Client
 from tare.config import Config, load
 from tare.cri.v1 import api_pb2
 from tare.launch import packets, wire
-from tare.network.attach import EmbeddedNetwork
+from tare.network.embedded import EmbeddedNetworks
 from tare.state.database import Database
 from tests.support import leaks
 
@@ -58,6 +58,7 @@ class Daemon:
         self.environment = dict(environment or {})
         self.prefix = tuple(prefix)
         self.process: subprocess.Popen[bytes] | None = None
+        self.handed: tuple[int, ...] = ()  # descriptors that it is started with
         self.containers: set[str] = set()
         self.served = False
         self._client: Client | None = None
@@ -94,8 +95,8 @@ class Daemon:
         options = [f"--config={self.base}/config.toml", f"--root={self.root}", f"--run={self.run}"]
         return [*self.prefix, sys.executable, "-m", "tare.cli.main", "serve", *options]
 
-    def start(self, environment: Mapping[str, str] | None = None) -> None:
-        """Start the daemon and wait until it answers. Raises RuntimeError with its log."""
+    def begin(self, environment: Mapping[str, str] | None = None) -> None:
+        """Start the daemon, and wait for nothing."""
         self.base.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.base / "config.toml").write_text(self.settings)
         with self.log.open("ab") as log:
@@ -106,7 +107,13 @@ class Daemon:
                 stderr=log,
                 env={**os.environ, **self.environment, **(environment or {})},
                 start_new_session=True,
+                pass_fds=self.handed,
             )
+
+    def start(self, environment: Mapping[str, str] | None = None) -> None:
+        """Start the daemon and wait until it answers. Raises RuntimeError with its log."""
+        self.begin(environment)
+        assert self.process is not None
         deadline = time.monotonic() + START_SECONDS
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -206,7 +213,7 @@ class Daemon:
     async def _remove_network(self) -> None:
         database = Database(self.base / "teardown.db")  # its own may be what is broken, and no lease matters any more
         try:
-            await EmbeddedNetwork(database, self.configuration.network, self.run).teardown()
+            await EmbeddedNetworks(database, self.configuration.network, self.run).teardown()
         finally:
             database.close()
 

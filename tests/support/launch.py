@@ -261,7 +261,7 @@ class Launch:
         *,
         lowers: Sequence[Path] = (),
         resources: Json | None = None,
-        on_created: Callable[[Process], None] | None = None,
+        on_created: Callable[[Process], Awaitable[None] | None] | None = None,
         place: Callable[[Process], Awaitable[None]] | None = None,
         bundle: Path | None = None,
         **changes: Any,

@@ -89,10 +89,10 @@ class Node:
         request = pb.PullImageRequest(image=pb.ImageSpec(image=image or self.image))
         return str(client.call(client.images.PullImage, request).image_ref)
 
-    def remove_image(self) -> None:
+    def remove_image(self, image: str = "") -> None:
         """All its tags."""
         client = self.daemon.client
-        client.call(client.images.RemoveImage, pb.RemoveImageRequest(image=pb.ImageSpec(image=self.image)))
+        client.call(client.images.RemoveImage, pb.RemoveImageRequest(image=pb.ImageSpec(image=image or self.image)))
 
     def run_pod(self, config: pb.PodSandboxConfig | str, timeout: float | None = 60.0, handler: str = "") -> str:
         """A pod's ID."""
@@ -186,6 +186,14 @@ class Node:
         text = Path(self.status(container).log_path).read_text()
         return [line.split(" ", 3)[3] for line in text.splitlines()]
 
+    def said(self, container: str) -> list[str]:
+        """The whole lines that it wrote, those that came in parts put together."""
+        text = ""
+        for line in Path(self.status(container).log_path).read_text().splitlines():
+            _, _, tag, words = line.split(" ", 3)
+            text += words + ("\n" if tag == "F" else "")
+        return text.replace("\r", "").split("\n")[:-1]
+
     def wait_for_log(self, container: str, line: str) -> None:
         """Until it has written this line."""
         deadline = time.monotonic() + WAIT_SECONDS
@@ -220,9 +228,9 @@ class Node:
         return found
 
     def links(self) -> list[str]:
-        """Host ends of the instance's veths, by the alias that names its run directory."""
+        """What pods have on the node, host ends of veths and devices for their rates: by the alias that names run directory and pod."""
         show = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True, timeout=10)
-        return [line for line in show.stdout.splitlines() if f"{self.daemon.run.resolve()}" in line and "veth" in line]
+        return [line for line in show.stdout.splitlines() if f"{self.daemon.run.resolve()} " in line]
 
     def processes(self) -> list[str]:
         """Processes of this instance other than daemon, keeper, launcher and loggers."""

@@ -57,6 +57,12 @@ def test_common_edits_once_and_each_devices_own(tmp_path: Path) -> None:
     assert registry.inject({"process": {}}, []) == {"process": {}}
 
 
+def test_a_nul_byte_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "etc", "gpu.json", one(deviceNodes=[{"path": "/dev/a\0b"}]))
+    with pytest.raises(InvalidArgument, match="NUL byte in '/dev/a"):
+        parse(str(path), path.read_bytes())
+
+
 YAML = """
 cdiVersion: 0.5.0
 kind: vendor.com/net

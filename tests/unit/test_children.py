@@ -53,7 +53,7 @@ def test_it_is_at_its_gate_once(child: children.Child) -> None:
     assert not child.may_say(OTHER, wire.READY, [], [9])
     child.early = (wire.READY, [])
     assert not child.may_say(OTHER, wire.READY, [], [])
-    child.early, child.marked = None, True
+    child.early, child.ready = None, True
     assert not child.may_say(OTHER, wire.READY, [], [])
 
 

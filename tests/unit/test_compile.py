@@ -12,6 +12,7 @@ import pytest
 from tare.errors import InvalidArgument
 from tare.handlers import capabilities
 from tare.handlers import compile as compiler
+from tare.handlers.plans import Directory
 from tare.launch import linux, steps
 from tare.storage.overlay import Overlay
 
@@ -144,8 +145,7 @@ def test_all_new_namespaces() -> None:
 @pytest.mark.parametrize(
     "namespaces",
     [
-        [],
-        [{"type": "pid"}],
+        [{"type": "user", "path": "/proc/1/ns/user"}],
         [{"type": "mount", "path": "/proc/1/ns/mnt"}, {"type": "user", "path": "/proc/1/ns/user"}],
         [{"type": "mount"}, {"type": "clock"}],
         [{"type": "mount"}, {"type": "ipc", "path": "proc/1/ns/ipc"}],
@@ -157,6 +157,23 @@ def test_namespaces_that_would_leave_a_container_in_the_nodes_are_refused(namesp
     given["linux"]["namespaces"] = namespaces
     with pytest.raises(InvalidArgument, match=r"linux\.namespaces"):
         compiled(given)
+
+
+@pytest.mark.parametrize("namespaces", [[], [{"type": "pid"}], [{"type": "mount", "path": "/proc/1/ns/mnt"}]])
+def test_nothing_is_mounted_in_a_mount_namespace_that_others_have(namespaces: list[dict[str, str]]) -> None:
+    given = spec()
+    given["linux"] = {"namespaces": namespaces}
+    for key, path in (("mounts", "mounts"), ("root", "root.readonly")):
+        given["mounts"] = given["mounts"] if key == "mounts" else []
+        given["root"] = {"path": "x", "readonly": True}
+        with pytest.raises(InvalidArgument, match=f"read {path}"):
+            compiled(given)
+    given["root"] = {"path": "x"}
+    with pytest.raises(InvalidArgument, match="layers"):
+        compiled(given)
+    made = compiler.container(given, Directory("/bundle/rootfs"), PLACE, None)
+    assert names(made.plan["steps"])[-1] != "pivot" and of(made.plan["steps"], "change_root")
+    assert not [step for step in made.plan["steps"] if step[0] in ("pivot", "isolate", "attach", "mask", "device")]
 
 
 def test_mounts_keep_their_order_and_flags() -> None:
@@ -385,7 +402,7 @@ def test_an_exec_joins_before_it_becomes() -> None:
     process = spec(noNewPrivileges=True, oomScoreAdj=100)["process"]
     plan = compiler.execution(process, PLACE.join, linux.CLONE_NEWNS, FILTER)
     assert names(plan["before"])[:2] == ["hide", "oom_score"]
-    assert names(plan["before"])[-2:] == ["join_cgroup", "join_cgroup"]
+    assert names(plan["before"])[-3:] == ["join_cgroup", "join_cgroup", "any_cpu"]
     assert plan["before"][1][2] == 100
     assert plan["namespaces"] == linux.CLONE_NEWNS and plan["uid"] == 5
 

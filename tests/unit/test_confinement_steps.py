@@ -69,13 +69,15 @@ def test_new_file_systems_have_the_mount_label() -> None:
         ("filesystem", "mount /proc", 17, b"proc", 0, ()),
         ("open_tree", "mount /data", 18, b"/srv", True),
         ("overlay", "root", 3, (b"/l",), b"/u", b"/w", b"/base"),
+        ("union", "mount /models", 19, (b"/l",), b"", 1, b"/base"),
+        ("mask", "mask /sys/firmware", 4, b"/sys/firmware"),
     ]
     assert labels.labelled(steps, {}) == steps
     context = (b"context", b"a:b:c:s0")
     assert labels.labelled(steps, {"mountLabel": "a:b:c:s0"}) == [
         ("filesystem", "mount /dev", 16, b"tmpfs", 0, ((b"mode", b"755"), context)),
         *steps[1:3],
-        (*steps[3], b"a:b:c:s0"),
+        *((*step, b"a:b:c:s0") for step in steps[3:]),
     ]
 
 

@@ -73,8 +73,11 @@ def test_personality() -> None:
 
 
 def test_nothing_asked_for_is_nothing_done() -> None:
-    assert attributes.of({}, None) == [] and attributes.affinity({}) == ([], [])
-    assert attributes.affinity({"execCPUAffinity": {"initial": "", "final": None}}) == ([], [])
+    assert attributes.of({}, None) == [] and attributes.affinity({}) == ([], attributes.any_cpu())
+    assert attributes.affinity({"execCPUAffinity": {"initial": "", "final": None}}) == (
+        [],
+        attributes.any_cpu(),
+    )
     assert [step[0] for step in identity.ready({}, None)] == ["keyring"]
     plain = identity.credentials(USER, None)
     assert [step[0] for step in plain] == ["umask", "bounding", "identity", "capabilities"]

@@ -38,7 +38,8 @@ def test_a_plan_comes_back_as_it_was_and_cannot_be_changed() -> None:
 
 
 def test_a_plan_whose_memory_is_held_is_written_to_other_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    create, held = os.memfd_create, []
+    create = os.memfd_create
+    held: list[mmap.mmap] = []
 
     def create_held(name: str, flags: int) -> int:
         fd = create(name, flags)

@@ -171,3 +171,23 @@ def test_a_failpoint_can_have_a_meaning_of_its_own(disk: Disk, monkeypatch: pyte
 def test_a_rule_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"OPERATION\.STEP\.WHEN=ACTION"):
         failpoints.parse(text)
+
+
+def test_what_failed_is_told_but_not_while_somebody_is_at_work_on_it(disk: Disk) -> None:
+    """So that it can be tried again: undone at the second time, it is told no more."""
+    operations = disk.operations()
+    broken = Subject(failing={"c", "-a"})
+    with pytest.raises(InvalidArgument):
+        run(operations, MAKE, broken)
+    (key,) = operations.failed()
+    seen: list[dict[str, Intent]] = []
+
+    class Looks(Subject):
+        def effect(self, name: str) -> None:
+            seen.append(operations.failed())
+
+    run(operations, MAKE, Looks())
+    assert seen == [{}] * 4
+    assert list(operations.failed()) == [key]
+    assert recover(operations, MAKE, Subject()) == 1
+    assert operations.failed() == {}

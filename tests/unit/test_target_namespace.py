@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,9 +31,9 @@ class Handler:
         self.asked.append(process)
         return next(self.lives)
 
-    async def start(self, *_: Any, on_created: Callable[[Process], None], **__: Any) -> Process:
+    async def start(self, *_: Any, on_created: Callable[[Process], Awaitable[None]], **__: Any) -> Process:
         made = Process(99, 6)
-        on_created(made)
+        await on_created(made)
         self.executed = True
         return made
 
@@ -41,7 +41,7 @@ class Handler:
 def start_of(handler: Handler, path: str) -> Start:
     """The start of a container in the PID namespace at a path."""
     parts, facts = MagicMock(), {"t": SimpleNamespace(process=TARGET)}
-    parts.handler = handler
+    parts.handler, parts.plugins.active = handler, False
     parts.cgroups.placing.return_value = None
     parts.store.container_facts = facts
     parts.store.container = lambda identity, doing: SimpleNamespace(id=identity)

@@ -26,7 +26,7 @@ async def choose(driver: Driver, root: str, run: Path) -> CgroupManager:
 
     Raises FailedPrecondition or Unavailable where systemd's is asked for and there is none to be reached.
     """
-    groups = CgroupManager(root)
+    groups = CgroupManager(root, owner=str(run))
     if driver == "cgroupfs" or (driver == "auto" and (groups.layout != "v2" or not running())):
         return groups
     from tare.cgroups.scopes import SystemdGroups

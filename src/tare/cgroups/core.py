@@ -14,7 +14,7 @@ import errno
 import os
 
 from tare.cgroups import devices, freezing, leaf
-from tare.cgroups.ending import kill_pass, members, places
+from tare.cgroups.ending import first_place, kill_pass, members, places
 from tare.cgroups.group import Group, Setting, check_room
 from tare.cgroups.layout import detect
 from tare.cgroups.names import DETACHED, detached, own_path, relative, resolve_parent
@@ -69,6 +69,7 @@ class Groups:
 
     `found` is all that `layout.detect` says, `layout` "v1", "hybrid" or "v2", `missing` the usual controllers that this machine does
     not offer, `skipped` how often something was asked of a controller or file that is not there; `warn` is told the first time.
+    Groups that are made are marked as `owner`'s, where that is told.
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class Groups:
         root: str = "/sys/fs/cgroup",
         layout: Layout | None = None,
         warn: Callable[[str], None] = lambda _: None,
+        owner: str = "",
     ) -> None:
         found = layout or detect(root)
+        self._owner = owner.encode()
         self.found = found
         self.layout: Kind = found.kind
         self.hierarchies: tuple[Hierarchy, ...] = found.hierarchies
@@ -134,6 +137,7 @@ class Groups:
                 if tree.exists(above):
                     for group in missing:
                         tree.make(group)
+                        self._mark(tree, group)
         except OSError as error:
             self._remove_empty(reversed(missing))
             raise not_made(path, error) from error
@@ -179,6 +183,23 @@ class Groups:
             raise
         return self._handle(path, where, self._note(path, (*planned.skipped, *setting.skipped)))
 
+    def even_out(self, path: str) -> None:
+        """What is above a group in some tree is made in all: for who names a group by its whole path, and means that place everywhere.
+
+        What is there in no tree is `create`'s to make. Raises FailedPrecondition.
+        """
+        names = relative(path).split("/")
+        for depth in range(1, len(names)):
+            above = "/".join(names[:depth])
+            lacking = [tree for tree in self._trees if not tree.exists(above)]
+            if len(lacking) == len(self._trees):
+                return
+            try:
+                for tree in lacking:
+                    tree.make(above)
+            except OSError as error:
+                raise not_made(path, error) from error
+
     def expected(self, path: str) -> Cgroup:
         """What `create` comes to where the group above is there in every tree; nothing is looked at."""
         return self._handle(path, dict.fromkeys(self._trees, relative(path)), ())
@@ -205,6 +226,17 @@ class Groups:
         if tree.hierarchy.version == 2:
             tree.enable(parent)
         tree.make(name)
+        self._mark(tree, name)
+
+    def mark_now(self, path: str) -> None:
+        """Note that a group which somebody else has made for us is ours."""
+        for tree in self._trees:
+            if tree.exists(relative(path)):
+                self._mark(tree, relative(path))
+
+    def _mark(self, tree: Tree, name: str) -> None:
+        if self._owner:
+            tree.mark(name, self._owner)
 
     def check_free(self, path: str) -> None:
         """Raise FailedPrecondition where a group that a container is to be made in has processes, or is frozen."""
@@ -279,7 +311,7 @@ class Groups:
     def _find(self, path: str, verb: str) -> dict[Tree, str]:
         """Where a group is. Raises NotFound."""
         name = relative(path)
-        where = {tree: found[0] for tree in self._trees if (found := places(tree, name))}
+        where = {tree: found for tree in self._trees if (found := first_place(tree, name)) is not None}
         if not where:
             raise NotFound(f"{verb} cgroup {path}", cause="it does not exist")
         return where
@@ -319,6 +351,10 @@ class Groups:
         above = leaf.beside(unified, where[unified], main)
         made = leaf.make(unified, above)
         return self._handle(f"/{made}" if made else path, where | {unified: made or above}, ())
+
+    def leaf_went(self, path: str) -> bool:
+        """Let a leaf go that nothing is in (any more), without blocking: True if it is gone."""
+        return self._unified is None or self._unified.remove_one(relative(path))
 
     def clear_leaf_now(self, path: str) -> None:
         """Let a leaf go; what is in it still goes on as a part of the container. Idempotent."""

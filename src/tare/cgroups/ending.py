@@ -26,6 +26,11 @@ def places(tree: Tree, name: str) -> tuple[str, ...]:
     return tuple(place for place in (name, detached(name)) if tree.exists(place))
 
 
+def first_place(tree: Tree, name: str) -> str | None:
+    """Where a group is in a tree: as named if it is there, else set aside; None where it is nowhere."""
+    return name if tree.exists(name) else next(iter(places(tree, name)), None)
+
+
 def listed(tree: Tree, name: str) -> list[int]:
     """The processes of a group in one tree."""
     return [pid for place in places(tree, name) for pid in tree.processes(place)]

@@ -25,8 +25,8 @@ class CgroupManager(Groups):
 
     driver = "cgroupfs"
 
-    def __init__(self, root: str = "/sys/fs/cgroup", layout: Layout | None = None) -> None:
-        super().__init__(root, layout, log.warning)
+    def __init__(self, root: str = "/sys/fs/cgroup", layout: Layout | None = None, owner: str = "") -> None:
+        super().__init__(root, layout, log.warning, owner)
 
     async def leave(self) -> None:
         """Let the connections go that the driver has; `close` is for what it has open."""
@@ -67,7 +67,8 @@ class CgroupManager(Groups):
 
     async def clear_leaf(self, path: str) -> None:
         """As `clear_leaf_now`."""
-        await asyncio.to_thread(self.clear_leaf_now, path)
+        if not self.leaf_went(path):
+            await asyncio.to_thread(self.clear_leaf_now, path)
 
     async def kill(self, path: str, timeout: float = 10.0) -> None:
         """SIGKILL all that is in the group and below it, until nothing is. Idempotent.

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tare.cgroups.layout import Hierarchy
 
 DETACHED = "tare-detached"
+MARK = "user.tare"  # an extended attribute of groups that a daemon has made: its run directory
 
 
 def relative(path: str) -> str:

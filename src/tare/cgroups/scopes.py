@@ -32,7 +32,7 @@ class SystemdGroups(CgroupManager):
     def __init__(
         self, systemd: Systemd, run: Path, root: str = "/sys/fs/cgroup", layout: Layout | None = None, above: str = ""
     ) -> None:
-        super().__init__(root, layout)
+        super().__init__(root, layout, str(run))
         self._systemd = systemd
         self._above = above
         self._kills = Kills(self.open_file, super().oom_kills, run / "oom.json")
@@ -82,6 +82,7 @@ class SystemdGroups(CgroupManager):
             if self.exists(path):
                 return False
             await self._systemd.start(where.unit, slice_properties(where, f"Pods of Tare: {where.unit}"))
+            self.mark_now(path)
         return True
 
     async def remove_parent(self, path: str, timeout: float = 1.0) -> bool:

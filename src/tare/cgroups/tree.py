@@ -10,6 +10,7 @@ import errno
 import os
 
 from tare.cgroups.layout import V2_CONTROLLERS
+from tare.cgroups.names import MARK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 BUSY = (errno.EBUSY, errno.ENOTEMPTY)
 GONE = (errno.ENOENT, errno.ENODEV)
+UNMARKABLE = (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.ENOSPC)
 LARGEST_FILE = 1 << 20
 
 
@@ -63,6 +65,14 @@ class Tree:
                     self.remove(path)
                 raise
         return made
+
+    def mark(self, path: str, owner: bytes) -> None:
+        """Note whose group it is. A kernel or a user namespace that lets nobody do so costs no more than that nobody can tell later."""
+        try:
+            os.setxattr(self.absolute(path), MARK, owner)
+        except OSError as error:
+            if error.errno not in (*GONE, *UNMARKABLE):
+                raise
 
     def fill_cpuset(self, path: str) -> None:
         """Give a v1 cpuset that is empty its parent's CPUs and nodes, the parent first: an empty one takes no process."""

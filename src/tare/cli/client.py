@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 DEFAULT_SOCKET = "/run/tare/tare.sock"
 MAX_MESSAGE = 64 << 20
 CALL_SECONDS = 120.0
+CONNECT_SECONDS = 2.0
 A = TypeVar("A")
 
 
@@ -43,6 +44,10 @@ class Client:
         self.images: Any = api_pb2_grpc.ImageServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.tare: Any = tare_pb2_grpc.ImagesStub(self._channel)  # type: ignore[no-untyped-call]
         self.renewal: Any = tare_pb2_grpc.ContainersStub(self._channel)  # type: ignore[no-untyped-call]
+        self.networks: Any = tare_pb2_grpc.NetworksStub(self._channel)  # type: ignore[no-untyped-call]
+        self.node: Any = tare_pb2_grpc.NodeStub(self._channel)  # type: ignore[no-untyped-call]
+        self.supervision: Any = tare_pb2_grpc.SupervisionStub(self._channel)  # type: ignore[no-untyped-call]
+        self.daemon: Any = tare_pb2_grpc.DaemonStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Client:
         return self
@@ -106,4 +111,19 @@ def unreachable(socket: str) -> tuple[str, str] | None:
         return f"cannot reach Tare: there is no socket at {socket}", start
     if not os.access(socket, os.W_OK):
         return f"cannot reach Tare at {socket}: permission denied", "the socket is root's: try sudo"
-    return f"cannot reach Tare at {socket}: nobody answers there", start
+    if not answers(socket):
+        return f"cannot reach Tare at {socket}: nobody answers there", start
+    return None  # it is the daemon that says it, of a part of its own
+
+
+def answers(path: str) -> bool:
+    """Whether somebody listens at a socket."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(CONNECT_SECONDS)
+        try:
+            connection.connect(path)
+        except OSError:
+            return False
+    return True

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tare.cli.client import CALL_SECONDS, Client
+from tare.cli.health import shown, supervised
 from tare.cli.lookup import Candidate, pick
 from tare.cli.options import output_option, quiet_option
 from tare.cli.output import age, as_dict, print_json, print_table, short_id
@@ -17,8 +18,13 @@ if TYPE_CHECKING:
 
 
 def container_candidates(containers: list[api_pb2.Container]) -> list[Candidate]:
-    """What a word can mean among these."""
-    return [Candidate("container", c.id, c.metadata.name) for c in containers]
+    """What a word can mean among these. Of several attempts at one container the last has the name, the others their IDs alone."""
+    last: dict[tuple[str, str], int] = {}
+    for c in containers:
+        key = (c.pod_sandbox_id, c.metadata.name)
+        last[key] = max(last.get(key, 0), c.metadata.attempt)
+    named = {c.id for c in containers if c.metadata.attempt == last[c.pod_sandbox_id, c.metadata.name]}
+    return [Candidate("container", c.id, c.metadata.name if c.id in named else "") for c in containers]
 
 
 def pod_candidates(pods: list[api_pb2.PodSandbox]) -> list[Candidate]:
@@ -48,7 +54,11 @@ def ps(socket: str, everything: bool, quiet: bool, output: str) -> None:
     from tare.cri.v1 import api_pb2
 
     with Client(socket) as client:
-        containers = [c for c in client.containers() if everything or c.state == api_pb2.CONTAINER_RUNNING]
+        known = {item.container_id: item for item in supervised(client).values()}
+        waiting = {container for container, item in known.items() if item.state == "waiting"}
+        containers = [
+            c for c in client.containers() if everything or c.state == api_pb2.CONTAINER_RUNNING or c.id in waiting
+        ]
         if output == "json":
             print_json(as_dict(api_pb2.ListContainersResponse(containers=containers)))
             return
@@ -62,7 +72,7 @@ def ps(socket: str, everything: bool, quiet: bool, output: str) -> None:
                 short_id(c.id),
                 c.metadata.name,
                 c.image.user_specified_image or c.image.image,
-                describe_state(client, c),
+                shown(describe_state(client, c), known.get(c.id), now),
                 age(c.created_at, now),
                 pods.get(c.pod_sandbox_id, short_id(c.pod_sandbox_id)),
             ]

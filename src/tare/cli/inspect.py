@@ -9,6 +9,7 @@ import click
 
 from tare.cli.client import Client
 from tare.cli.containers import container_candidates, pod_candidates, prefer_containers
+from tare.cli.health import supervised
 from tare.cli.images import find
 from tare.cli.lookup import pick
 from tare.cli.output import as_dict, print_json
@@ -57,4 +58,6 @@ def describe(client: Client, word: str) -> dict[str, Any]:
         pod = api_pb2.PodSandboxStatusRequest(pod_sandbox_id=target.id, verbose=True)
         return {"kind": "pod", **unfold(client.call(client.runtime.PodSandboxStatus, pod))}
     container = api_pb2.ContainerStatusRequest(container_id=target.id, verbose=True)
-    return {"kind": "container", **unfold(client.call(client.runtime.ContainerStatus, container))}
+    found = {"kind": "container", **unfold(client.call(client.runtime.ContainerStatus, container))}
+    looked_after = (as_dict(item) for item in supervised(client).values() if item.container_id == target.id)
+    return found | {"supervision": next(looked_after, None)}

@@ -21,6 +21,7 @@ OWN_FAILURE = 125
 INTERRUPTED = 130
 COMMANDS = {
     "serve": "tare.cli.serve:serve",
+    "install-service": "tare.cli.service:install_service",
     "run": "tare.cli.run:run",
     "ps": "tare.cli.containers:ps",
     "pods": "tare.cli.containers:pods",
@@ -32,6 +33,8 @@ COMMANDS = {
     "cp": "tare.cli.copying:copy",
     "stop": "tare.cli.containers:stop",
     "rm": "tare.cli.containers:remove",
+    "checkpoint": "tare.cli.checkpoint:checkpoint",
+    "restore": "tare.cli.checkpoint:restore",
     "inspect": "tare.cli.inspect:inspect",
     "pull": "tare.cli.images:pull",
     "images": "tare.cli.images:images",
@@ -44,7 +47,9 @@ COMMANDS = {
     "image": "tare.cli.image:image",
     "update": "tare.cli.freshness:update",
     "explain-pull": "tare.cli.freshness:explain_pull",
+    "network": "tare.cli.network:network",
     "doctor": "tare.cli.doctor:doctor",
+    "log-level": "tare.cli.log_level:log_level",
     "version": "tare.cli.version:version",
 }
 

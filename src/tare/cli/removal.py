@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from typing import TYPE_CHECKING
 
 from tare.cli.request import NAMESPACE, RUN_ANNOTATION
@@ -12,6 +13,9 @@ from tare.errors import FailedPrecondition
 
 if TYPE_CHECKING:
     from tare.cli.client import Client
+
+
+ATTEMPT = re.compile(r"[0-9]{1,9}\.log")
 
 
 def is_run_pod(pod: api_pb2.PodSandbox) -> bool:
@@ -27,8 +31,20 @@ def remove_pod(client: Client, pod_id: str, log_paths: list[str]) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
     for directory in {os.path.dirname(path) for path in log_paths}:
+        for path in attempts_in(directory):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         with contextlib.suppress(OSError):  # another file is in it, or it is gone already
             os.rmdir(directory)
+
+
+def attempts_in(directory: str) -> list[str]:
+    """The logs of a container's attempts, in their order: "0.log", "1.log", …; those of attempts that are no more are among them."""
+    try:
+        found = [name for name in os.listdir(directory) if ATTEMPT.fullmatch(name)]
+    except FileNotFoundError:
+        return []
+    return [f"{directory}/{name}" for name in sorted(found, key=lambda name: int(name.partition(".")[0]))]
 
 
 def log_paths(client: Client, containers: list[api_pb2.Container]) -> list[str]:

@@ -20,6 +20,8 @@ class PodFilter:
 
     def select(self, records: Sequence[PodRecord]) -> list[PodRecord]:
         """The records that fit, in their order."""
+        if self == PodFilter():
+            return list(records)
         wanted = full_id((record.id for record in records), self.id)
         return [
             record
@@ -41,6 +43,8 @@ class ContainerFilter:
 
     def select(self, records: Sequence[ContainerRecord]) -> list[ContainerRecord]:
         """The records that fit, in their order."""
+        if self == ContainerFilter():
+            return list(records)
         wanted = full_id((record.id for record in records), self.id)
         pod = full_id((record.pod_id for record in records), self.pod_id)
         return [

@@ -126,8 +126,34 @@ class StatsPort(Protocol):
         """All that metrics tell, of the pods that are READY."""
 
 
+class CheckpointPort(Protocol):
+    """Checkpoints. Where a caller leaves, what is being done is given up and undone."""
+
+    async def checkpoint_container(self, container_id: str, location: str, timeout: float) -> None:
+        """An archive of a running container at the absolute path `location`, within so many seconds (0: however long it takes)."""
+
+    async def checkpoint_pod(
+        self, pod_id: str, location: str, container_ids: Sequence[str], options: Mapping[str, str]
+    ) -> None:
+        """These containers of a pod (all that run, where none is named), in the directory `location`."""
+
+    async def restore_pod(
+        self,
+        location: str,
+        config: PodConfig | None,
+        handler: str,
+        containers: Sequence[ContainerConfig],
+        options: Mapping[str, str],
+    ) -> tuple[str, Mapping[str, str]]:
+        """A new pod's ID, and those of its containers by name, which are CREATED. What is not given is as in the checkpoint."""
+
+
 class RuntimePort(Protocol):
     """Pods and containers."""
+
+    @property
+    def checkpoints(self) -> CheckpointPort:
+        """What is written down of them, and made out of that again."""
 
     @property
     def stats(self) -> StatsPort:
@@ -209,8 +235,8 @@ class RuntimePort(Protocol):
     def node_info(self) -> Mapping[str, object]:
         """What a verbose status adds, JSON-able: what cannot be done on this node and why. It reads files: call it in a thread."""
 
-    def pod_info(self, pod_id: str) -> Mapping[str, object]:
-        """What a verbose status adds, JSON-able: PIDs, namespaces, paths. Raises NotFound."""
+    async def pod_info(self, pod_id: str) -> Mapping[str, object]:
+        """What a verbose status adds, JSON-able: PIDs, namespaces, the network's path. Raises NotFound."""
 
     def container_info(self, container_id: str) -> Mapping[str, object]:
         """What a verbose status adds, JSON-able: PID, OCI spec, snapshot. Raises NotFound."""

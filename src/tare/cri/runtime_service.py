@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from tare import __version__
-from tare.cri import filters, translate_common
+from tare.cri import checks, filters, translate_common
 from tare.cri import streaming_requests as streaming
 from tare.cri import translate_replies as replies
 from tare.cri import translate_requests as requests
+from tare.cri.listing import Encoded, Lists
 from tare.cri.ports import HandlerInfo, RuntimePort, Urls
 from tare.cri.stats_service import StatsService
 from tare.cri.stream_service import StreamService
@@ -25,6 +26,8 @@ from tare.errors import InternalError, Unavailable
 KUBELET_API_VERSION: Final = "0.1.0"
 RUNTIME_NAME: Final = "tare"
 CRI_VERSION: Final = "v1"
+POD_ITEMS: Final = pb.ListPodSandboxResponse.ITEMS_FIELD_NUMBER
+CONTAINER_ITEMS: Final = pb.ListContainersResponse.CONTAINERS_FIELD_NUMBER
 CGROUP_DRIVERS: Final = {"cgroupfs": pb.CGROUPFS, "systemd": pb.SYSTEMD}
 
 
@@ -51,6 +54,8 @@ class RuntimeService(StatsService, StreamService):
         self._runtime = runtime
         self._about = about
         self._urls_or_none = urls
+        self._pod_lists = Lists(replies.pod_item, POD_ITEMS, runtime.list_pods)
+        self._container_lists = Lists(replies.container_item, CONTAINER_ITEMS, runtime.list_containers)
 
     async def Version(self, request: pb.VersionRequest) -> pb.VersionResponse:
         """What this is."""
@@ -115,15 +120,14 @@ class RuntimeService(StatsService, StreamService):
         view = self._runtime.pod_status(_pod_id(request.pod_sandbox_id))
         return pb.PodSandboxStatusResponse(
             status=replies.pod_status(view.record),
-            info=replies.info(self._runtime.pod_info(view.record.id)) if request.verbose else None,
+            info=replies.info(await self._runtime.pod_info(view.record.id)) if request.verbose else None,
             containers_statuses=[replies.container_status(record) for record in view.containers],
             timestamp=time.time_ns(),
         )
 
-    async def ListPodSandbox(self, request: pb.ListPodSandboxRequest) -> pb.ListPodSandboxResponse:
+    async def ListPodSandbox(self, request: pb.ListPodSandboxRequest) -> Encoded:
         """The pods that fit."""
-        found = filters.pod_filter(request).select(self._runtime.list_pods())
-        return pb.ListPodSandboxResponse(items=[replies.pod_item(record) for record in found])
+        return self._pod_lists.encoded(filters.pod_filter(request).select(self._runtime.list_pods()))
 
     async def CreateContainer(self, request: pb.CreateContainerRequest) -> pb.CreateContainerResponse:
         """A container that is CREATED. Where the client leaves out the pod's configuration, it is the one that the pod was made from."""
@@ -150,10 +154,9 @@ class RuntimeService(StatsService, StreamService):
         await self._runtime.remove_container(_container_id(request.container_id))
         return pb.RemoveContainerResponse()
 
-    async def ListContainers(self, request: pb.ListContainersRequest) -> pb.ListContainersResponse:
+    async def ListContainers(self, request: pb.ListContainersRequest) -> Encoded:
         """The containers that fit."""
-        found = filters.container_filter(request).select(self._runtime.list_containers())
-        return pb.ListContainersResponse(containers=[replies.container_item(record) for record in found])
+        return self._container_lists.encoded(filters.container_filter(request).select(self._runtime.list_containers()))
 
     async def ContainerStatus(self, request: pb.ContainerStatusRequest) -> pb.ContainerStatusResponse:
         """The container in full."""
@@ -214,6 +217,31 @@ class RuntimeService(StatsService, StreamService):
         if self._urls_or_none is None:
             raise Unavailable("hand out a URL for streaming", cause="the streaming server does not run")
         return self._urls_or_none
+
+    async def CheckpointContainer(self, request: pb.CheckpointContainerRequest) -> pb.CheckpointContainerResponse:
+        """The archive is written; the container goes on."""
+        container_id = _container_id(request.container_id)
+        location, timeout = checks.absolute(request.location, "location"), requests.timeout(request.timeout)
+        await self._runtime.checkpoints.checkpoint_container(container_id, location, timeout)
+        return pb.CheckpointContainerResponse()
+
+    async def CheckpointPod(self, request: pb.CheckpointPodRequest) -> pb.CheckpointPodResponse:
+        """The directory is written; the pod goes on."""
+        pod_id, location = _pod_id(request.pod_sandbox_id), checks.absolute(request.output_path, "output_path")
+        names = [requests.identifier(name, "container_ids") for name in request.container_ids]
+        await self._runtime.checkpoints.checkpoint_pod(pod_id, location, names, dict(request.options))
+        return pb.CheckpointPodResponse()
+
+    async def RestorePod(self, request: pb.RestorePodRequest) -> pb.RestorePodResponse:
+        """A pod that is READY, with containers that are CREATED."""
+        location = checks.absolute(request.checkpoint_path, "checkpoint_path")
+        config = requests.restored_pod(request)
+        containers = requests.restored_containers(request)
+        pod_id, made = await self._runtime.checkpoints.restore_pod(
+            location, config, request.runtime_handler, containers, dict(request.options)
+        )
+        restored = [pb.RestoredContainer(name=name, container_id=made[name]) for name in sorted(made)]
+        return pb.RestorePodResponse(pod_sandbox_id=pod_id, restored_containers=restored)
 
     async def ReopenContainerLog(self, request: pb.ReopenContainerLogRequest) -> pb.ReopenContainerLogResponse:
         """Lines go to a new file."""

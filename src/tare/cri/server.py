@@ -17,7 +17,7 @@ from typing import Final
 import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
 
-from tare.cri.dispatch import Lasting, Service, generic_handler
+from tare.cri.dispatch import Lasting, Service, Watch, generic_handler
 from tare.cri.image_service import ImageService
 from tare.cri.ports import ImagePort, RuntimePort, Urls
 from tare.cri.runtime_service import RuntimeService
@@ -34,7 +34,7 @@ SOCKET_MODE: Final = 0o600
 class Server:
     """The gRPC server; `start` returns when calls are taken.
 
-    `about` is told by a verbose Status; `others` are served beside CRI's services; `urls` lead to streams.
+    `about` is told by a verbose Status; `others` are served beside CRI's services; `urls` lead to streams; `watch` is told of all calls.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Server:
         about: Mapping[str, object] | None = None,
         others: Sequence[tuple[ServiceDescriptor, Service]] = (),
         urls: Urls | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._path = path
         self._inode = 0
@@ -53,12 +54,18 @@ class Server:
             options=[("grpc.max_receive_message_length", MAX_MESSAGE), ("grpc.max_send_message_length", MAX_MESSAGE)]
         )
         services = pb.DESCRIPTOR.services_by_name
-        handlers = (
-            generic_handler(services["RuntimeService"], RuntimeService(runtime, about or {}, urls), self._lasting),
-            generic_handler(services["ImageService"], ImageService(images), self._lasting),
-            *(generic_handler(descriptor, service, self._lasting) for descriptor, service in others),
-        )
-        self._server.add_generic_rpc_handlers(handlers)
+        ours: list[tuple[ServiceDescriptor, Service]] = [
+            (services["RuntimeService"], RuntimeService(runtime, about or {}, urls)),
+            (services["ImageService"], ImageService(images)),
+            *others,
+        ]
+        handlers = (generic_handler(descriptor, service, self._lasting, watch) for descriptor, service in ours)
+        self._server.add_generic_rpc_handlers(tuple(handlers))
+
+    @property
+    def lasting(self) -> Lasting:
+        """Calls that go on when their caller leaves."""
+        return self._lasting
 
     async def start(self) -> None:
         """Listen. Raises AlreadyExists where another process does, InvalidArgument for a path that no socket can have."""

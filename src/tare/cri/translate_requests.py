@@ -178,6 +178,25 @@ def container_config(request: pb.CreateContainerRequest) -> ContainerConfig:
     )
 
 
+def restored_pod(request: pb.RestorePodRequest) -> PodConfig | None:
+    """The pod that a restore is to make; None where that is for the checkpoint to say."""
+    return pod_config(pb.RunPodSandboxRequest(config=request.config)) if request.HasField("config") else None
+
+
+def restored_containers(request: pb.RestorePodRequest) -> tuple[ContainerConfig, ...]:
+    """Its containers. Their images are in the checkpoint, whatever is said of them here."""
+    found: dict[str, ContainerConfig] = {}
+    for index, message in enumerate(request.container_configs):
+        given = pb.ContainerConfig()
+        given.CopyFrom(message)
+        given.image.image = given.image.image or "checkpoint"
+        config = container_config(pb.CreateContainerRequest(config=given))
+        if config.metadata.name in found:
+            raise checks.refuse(f"container_configs[{index}].metadata.name", f"{config.metadata.name} is there twice")
+        found[config.metadata.name] = config
+    return tuple(found.values())
+
+
 def stop_signal(value: int) -> int:
     """Linux's number of a CRI signal; 0 where the image's or the default one is wanted."""
     if value != pb.SIGNAL_RUNTIME_DEFAULT and value not in NUMBERS:

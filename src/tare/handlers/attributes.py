@@ -106,15 +106,20 @@ def execution_domain(wanted: Spec) -> int:
     return one_of(wanted, path, "domain", DOMAINS)
 
 
+def any_cpu() -> list[Step]:
+    """The step that takes back what CPUs a process was confined to by its maker, in whose control group it is by then."""
+    return [("any_cpu", "run on any CPU")]
+
+
 def affinity(process: Spec) -> tuple[list[Step], list[Step]]:
-    """`process.execCPUAffinity` as steps before the control group is joined, and after."""
+    """`process.execCPUAffinity` as steps before the control group is joined, and after; where it says nothing, those that the group allows."""
     wanted = process.get("execCPUAffinity") or {}
     parts: list[list[Step]] = []
     for key in ("initial", "final"):
         text = wanted.get(key) or ""
         label = f"run on CPUs {text}"
         parts.append([("affinity", label, cpus(f"process.execCPUAffinity.{key}", text))] if text else [])
-    return parts[0], parts[1]
+    return parts[0], parts[1] if any(parts) else any_cpu()
 
 
 def cpus(path: str, text: object) -> tuple[int, ...]:

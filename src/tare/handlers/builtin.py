@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import itertools
 import logging
 import os
@@ -17,31 +16,28 @@ from typing import Any
 
 from tare.cgroups.manager import Cgroup
 from tare.config import RuntimeConfig
-from tare.errors import DeadlineExceeded, InternalError, InvalidArgument, TareError, Unavailable
-from tare.handlers import attributes, hooks
+from tare.errors import DeadlineExceeded, FailedPrecondition, TareError, Unavailable
+from tare.handlers import attributes, health, renewal, starting
 from tare.handlers import compile as compiler
 from tare.handlers.channel import Channel, Refused, text
 from tare.handlers.commands import Commands
 from tare.handlers.failures import StartFailed, failed
 from tare.handlers.hooked import Hooked
-from tare.handlers.interpreter import start_keeper
+from tare.handlers.manager import Manager
 from tare.handlers.pins import entered
 from tare.handlers.placing import Hierarchies, joins, opened
 from tare.handlers.plans import Directory, Mappings
 from tare.handlers.pods import PodNamespaces, Pods
-from tare.handlers.processes import ExitRecord, Process, Processes, executable
+from tare.handlers.processes import ExitRecord, Process, Processes
 from tare.launch import packets, plan, wire
 from tare.storage.overlay import Overlay
 
 log = logging.getLogger(__name__)
 
-SETUP_TIMEOUT = 60.0  # a child that is kept waiting by a mount source longer than this is given up
 CHECK_TIMEOUT = 20.0
 LABEL_TIMEOUT = 120.0  # for a tree of many files
-KEEPER_START = 30.0
 KEEPER_RETRY = 1.0
 END_TIMEOUT = 5.0
-ANSWER_TIMEOUT = 2.0  # for a question whether they are there
 
 __all__ = ["BuiltinHandler", "ExitRecord", "Hierarchies", "PodNamespaces", "Process", "SourceInfo", "StartFailed"]
 
@@ -73,53 +69,43 @@ class BuiltinHandler:
         self._processes = Processes(run)
         self._keeper = Channel(run / "keeper.sock", "the keeper", self._event, self._keeper_lost)
         self._launcher = Channel(run / "launcher.sock", "the launcher", self._event)
-        self.commands = Commands(self._send_plan, self._processes, run)
+        self.commands = Commands(self._send_plan, self._proceed, self._processes, run)
         self.hooked = Hooked(run, self.commands)
         self._pods = Pods(run, self._send_plan, self._abandon, self._end)
+        ways = starting.Ways(
+            ask=self._ask,
+            send_plan=self._send_plan,
+            abandon=self._abandon,
+            end=self._end,
+            run_errand=self._run_errand,
+        )
+        self._starts = starting.Starts(run, ways, self._processes, self.hooked, seccomp, hierarchies)
         self._names = (f"{secrets.token_hex(4)}-{number}".encode() for number in itertools.count())
         self._connecting = asyncio.Lock()
         self._errands: set[asyncio.Task[None]] = set()
         self._leaving = False
+        self.manager = Manager()
+        self.outdated = ""  # why keeper or launcher are of another version than this
 
     async def connect(self) -> None:
-        """Reach the keeper, started if there is none; from then on one that is lost is replaced. Raises Unavailable, InternalError."""
+        """Reach the keeper, started if there is none; from then on one that is lost is replaced. Raises as `renewal.reach`."""
         async with self._connecting:
             self._leaving = False
             for name in ("tasks", "exits", "pods", "containers", "loggers", "rootfs"):
                 (self._run / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-            clock = asyncio.get_running_loop().time
-            again, deadline = 0.0, clock() + KEEPER_START
-            while not await self._greet():
-                if clock() > again:  # one that died as it began is not heard of; where one lives, a second ends at once
-                    await asyncio.to_thread(start_keeper, self._run)
-                    again = clock() + KEEPER_RETRY
-                if clock() > deadline:
-                    cause = f"it does not listen after {KEEPER_START:g} s"
-                    raise Unavailable("start the keeper", cause=cause, hint=f"see {self._run}/launch.log")
-                await asyncio.sleep(0.005)
-
-    async def _greet(self) -> bool:
-        """Whether there is a keeper that answers, and a launcher's socket."""
-        try:
-            await self._keeper.request(wire.HELLO, (wire.VERSION,), doing="greet the keeper", timeout=10)
-            self._launcher.connect()
-        except (Unavailable, OSError):
-            return False
-        return True
+            self.outdated = await renewal.reach(self._run, self._keeper, self._launcher, self.manager)
 
     async def trouble(self) -> str | None:
         """Why no process can be made now; None where keeper and launcher both answer."""
-        try:
-            await self._keeper.request(wire.HELLO, (wire.VERSION,), doing="reach the keeper", timeout=ANSWER_TIMEOUT)
-            await self._launcher.request(
-                wire.ABANDON, (b"nothing",), doing="reach the launcher", timeout=ANSWER_TIMEOUT
-            )
-        except (Unavailable, DeadlineExceeded, Refused) as error:
-            return str(error)
-        return None
+        return next(iter((await self.troubles()).values()), None)
+
+    async def troubles(self) -> dict[str, str]:
+        """What is wrong with "keeper" and "launcher", of each that does not answer."""
+        return await health.troubles(self._keeper, self._launcher)
 
     def _keeper_lost(self) -> None:
         if not self._leaving:
+            self.manager.begin_again()
             self._run_errand(self._replace_keeper())
 
     async def _replace_keeper(self) -> None:
@@ -161,6 +147,10 @@ class BuiltinHandler:
         self._keeper.close()
         self._launcher.close()
 
+    def waiting(self) -> dict[str, int]:
+        """How many requests to keeper and launcher have no answer yet."""
+        return {"keeper": self._keeper.waiting, "launcher": self._launcher.waiting}
+
     def launcher_pid(self) -> int:
         """The launcher's PID as it has written it down (for tests and for `doctor`); 0 where there is none."""
         return self._launcher_process()[0]
@@ -187,7 +177,9 @@ class BuiltinHandler:
     ) -> tuple[list[wire.Field], list[int]]:
         """A request to the launcher; one that it dies over, or that comes too late, leaves nothing waiting there."""
         try:
-            return await self._launcher.request(kind, fields, fds, doing=doing, timeout=timeout or SETUP_TIMEOUT)
+            return await self._launcher.request(
+                kind, fields, fds, doing=doing, timeout=timeout or starting.SETUP_TIMEOUT
+            )
         except (DeadlineExceeded, asyncio.CancelledError):
             if fields and isinstance(fields[0], bytes):
                 await self._abandon(fields[0])
@@ -196,6 +188,10 @@ class BuiltinHandler:
     async def _abandon(self, name: bytes) -> None:
         with contextlib.suppress(Unavailable, DeadlineExceeded):
             await self._launcher.request(wire.ABANDON, (name,), doing="give up a process", timeout=5)
+
+    async def _proceed(self, name: bytes, doing: str) -> tuple[list[wire.Field], list[int]]:
+        """What waits to be placed goes on: the rest of the answer to the request that made it."""
+        return await self._ask(wire.PROCEED, (name,), (), doing=doing)
 
     # Pods
 
@@ -276,37 +272,17 @@ class BuiltinHandler:
         *,
         overlay: Overlay | Directory,
         cgroup: Cgroup,
-        tty_sink: Callable[[int], Awaitable[None]] | None = None,
-        on_created: Callable[[Process], None] | None = None,
-        place: Callable[[Process], Awaitable[None]] | None = None,
+        tty_sink: starting.TerminalSink | None = None,
+        on_created: starting.OnCreated | None = None,
+        place: starting.Placing | None = None,
     ) -> Process:
-        """Make a container's main process and let it exec. `on_created` is told while it still waits at its gate.
+        """Make a container's main process and let it exec. `on_created` is told, and what that returns is awaited, while it still waits.
 
         Raises StartFailed for what the container's settings or files are at fault for.
         """
-        process = await self.create(
-            container_id,
-            spec,
-            overlay=overlay,
-            cgroup=cgroup,
-            tty_sink=tty_sink,
-            on_created=on_created,
-            place=place,
+        return await self._starts.start(
+            container_id, spec, overlay=overlay, cgroup=cgroup, tty_sink=tty_sink, on_created=on_created, place=place
         )
-        doing, patience = f"start container {container_id}", SETUP_TIMEOUT + hooks.seconds(spec, "startContainer")
-        try:
-            await self._ask(wire.START, (container_id.encode(),), (), doing=doing, timeout=patience)
-            await self.hooked.started(container_id, spec, process)
-        except Refused as error:
-            if error.step == "gate":  # its launcher was lost between the two requests, and it ended with that
-                self._run_errand(self._end(process))
-                raise Unavailable(doing, cause=error) from error
-            self._processes.forget(process)
-            raise failed(error, doing, spec["process"]) from error
-        except BaseException:
-            self._run_errand(self._end(process))
-            raise
-        return process
 
     async def create(
         self,
@@ -315,75 +291,10 @@ class BuiltinHandler:
         *,
         overlay: Overlay | Directory,
         cgroup: Cgroup,
-        tty_sink: Callable[[int], Awaitable[None]] | None = None,
-        on_created: Callable[[Process], None] | None = None,
-        place: Callable[[Process], Awaitable[None]] | None = None,
+        on_created: starting.OnCreated | None = None,
     ) -> Process:
-        """Make the process as far as its gate: all is set up, only credentials, filter and exec are to come.
-
-        With `place` the process waits before all else, until that has put it into its cgroups; those of `cgroup.join` it joins then.
-        """
-        doing = f"start container {container_id}"
-        seccomp = spec.get("linux", {}).get("seccomp")
-        where = self._place(container_id, cgroup, self.hooked.prepare(container_id, spec), barrier=place is not None)
-        compiled = compiler.container(spec, overlay, where, await self._seccomp(seccomp) if seccomp else None)
-        fields = (container_id.encode(), compiled.clone_flags, int(compiled.helper))
-        patience = SETUP_TIMEOUT + hooks.seconds(spec, "prestart", "createRuntime", "createContainer")
-        try:
-            with opened(compiled.cgroup) as fds:
-                answer, received = await self._send_plan(wire.CREATE, fields, compiled.plan, fds, doing, patience)
-            process = Process(int(answer[0]), int(answer[1]))
-            self._processes.adopt(process, received[0])
-            if place is not None:
-                answer, received = await self._put(container_id, process, place, doing, patience)
-                packets.close_all(received[:1])
-        except Refused as error:
-            raise failed(error, doing, spec["process"]) from error
-        for warning in answer[2:]:
-            log.warning("container %s: %s", container_id, text(warning))
-        try:
-            if on_created is not None:
-                on_created(process)
-            if tty_sink is not None and len(received) > 1:
-                await tty_sink(received[1])
-        except BaseException:
-            self._run_errand(self._end(process))
-            raise
-        finally:
-            packets.close_all(received[1:])
-        return process
-
-    def _place(self, container_id: str, cgroup: Cgroup, more: tuple[str, ...], *, barrier: bool) -> compiler.Place:
-        return compiler.Place(
-            streams=self._run / "containers" / container_id,
-            base=self._run / "rootfs",
-            join=(*cgroup.join, *more),
-            hierarchies=self._hierarchies.v1,
-            unified=self._hierarchies.unified,
-            groups=self._hierarchies.groups(cgroup),
-            directory_v2=cgroup.directory_v2,
-            barrier=barrier,
-            id=container_id,
-            bundle=str(self.hooked.bundle(container_id)),
-        )
-
-    async def _put(
-        self,
-        container_id: str,
-        process: Process,
-        place: Callable[[Process], Awaitable[None]],
-        doing: str,
-        patience: float,
-    ) -> tuple[list[wire.Field], list[int]]:
-        """Have a process placed that waits for it, and go on: the rest of CREATE's answer."""
-        name = container_id.encode()
-        try:
-            await place(process)
-            return await self._ask(wire.PROCEED, (name,), (), doing=doing, timeout=patience)
-        except BaseException:
-            self._run_errand(self._abandon(name))
-            self._processes.forget(process)
-            raise
+        """As `starting.Starts.create`."""
+        return await self._starts.create(container_id, spec, overlay=overlay, cgroup=cgroup, on_created=on_created)
 
     async def exec(
         self,
@@ -422,6 +333,8 @@ class BuiltinHandler:
                 streams = (pidfd, stdin, stdout, stderr, *fds)
                 fields, received = await self._send_plan(wire.EXEC, (exec_id.encode(),), work, streams, doing)
         except Refused as error:
+            if not self._processes.alive(target):
+                raise FailedPrecondition(doing, cause="that has ended") from error
             raise failed(error, doing, process) from error
         made = Process(int(fields[0]), int(fields[1]))
         self._processes.adopt(made, received[0])
@@ -446,10 +359,7 @@ class BuiltinHandler:
         doing: str,
         timeout: float = 0.0,
     ) -> tuple[list[wire.Field], list[int]]:
-        try:
-            sealed = plan.seal(work)
-        except OSError as error:
-            raise (InvalidArgument if error.errno == errno.E2BIG else InternalError)(doing, cause=error) from error
+        sealed = starting.seal(work, doing)
         try:
             return await self._ask(kind, fields, (sealed, *fds), doing=doing, timeout=timeout)
         finally:
@@ -481,17 +391,13 @@ class BuiltinHandler:
     async def came_to_run(self, process: Process) -> bool:
         """Whether a process that an earlier daemon started came past its exec; waits until it did, or has ended. It may have ended since.
 
-        Until its exec it runs the launcher's image. One that fails before it, or waits at its gate for a daemon that is gone, is
-        ended by the launcher with no exit record; so a record says that it ran, if the launcher lived all the while.
+        One that fails before it, or waits at its gate for a daemon that is gone, is ended by the launcher with no exit record; so a record
+        says that it ran, if the launcher lived all the while. Of one that has ended, and whose launcher was lost, nobody knows.
         """
-        pid, start_time = self._launcher_process()
-        image = executable(pid)
-        if image is None or start_time > process.start_time:
+        if await self._processes.came_to_run(process):
+            return True
+        if self._launcher_process()[1] > process.start_time:
             return False
-        while self.alive(process):
-            if executable(process.pid) not in (image, None):
-                return True
-            await asyncio.sleep(0.002)
         await self.wait(process)
         return self._processes.recorded(process)
 

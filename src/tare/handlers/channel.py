@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tare.errors import DeadlineExceeded, InvalidArgument, TareError, Unavailable
+from tare.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, TareError, Unavailable
 from tare.launch import packets, wire
 
 Reply = tuple[list[bytes | int], list[int]]
@@ -45,6 +46,11 @@ class Channel:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
 
+    @property
+    def waiting(self) -> int:
+        """How many requests have no answer yet."""
+        return len(self._waiting)
+
     def connect(self) -> None:
         """Connect now. Raises OSError."""
         if self._socket is None:
@@ -53,8 +59,8 @@ class Channel:
             self._socket = connection
             asyncio.get_running_loop().add_reader(connection, self._readable)
 
-    def close(self) -> None:
-        """Hang up; whoever waits for an answer gets Unavailable."""
+    def close(self, lack: OSError | None = None) -> None:
+        """Hang up; whoever waits for an answer gets Unavailable, or what says that there was a `lack` of descriptors to take it with."""
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
@@ -62,12 +68,12 @@ class Channel:
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             if not future.done():
-                future.set_exception(Unavailable(f"wait for {self.name}", cause="it ended before it answered"))
+                future.set_exception(lost(self.name, lack))
 
     def _lose(self) -> None:
-        """The peer has hung up, or was not there."""
+        """The peer has hung up, or was not there, or its answer could not be taken."""
         had = self._socket is not None
-        self.close()
+        self.close(no_descriptor(self._socket) if self._socket is not None else None)
         if had and self._on_lost is not None:
             self._on_lost()
 
@@ -111,6 +117,8 @@ class Channel:
                 raise InvalidArgument(doing, cause=error) from error
             except (OSError, packets.Closed) as error:
                 self._lose()
+                if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                    raise ResourceExhausted(doing, cause=error) from error
                 if attempt:
                     raise Unavailable(doing, cause=f"{self.name} is not there: {error}") from error
         raise Unavailable(doing, cause=f"{self.name} does not read its messages")
@@ -135,6 +143,24 @@ class Channel:
             future.set_exception(Refused("", text(step), int(errno), text(words)))
         else:
             future.set_result((fields, fds))
+
+
+def no_descriptor(there: socket.socket) -> OSError | None:
+    """Why no descriptor can be had at this moment; None where one can. Without one the kernel cuts off those that come with a packet."""
+    try:
+        os.close(os.dup(there.fileno()))
+    except OSError as error:
+        return error
+    return None
+
+
+def lost(name: str, lack: OSError | None) -> Unavailable | ResourceExhausted:
+    """What a call gets whose answer did not come."""
+    if lack is None:
+        return Unavailable(f"wait for {name}", cause="it ended before it answered")
+    error = ResourceExhausted(f"wait for {name}", cause="its answer could not be taken")
+    error.__cause__ = lack
+    return error
 
 
 def text(field: wire.Field) -> str:

@@ -16,13 +16,16 @@ import secrets
 import signal
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tare.errors import DeadlineExceeded, Unavailable
 from tare.handlers.processes import Process, Processes, readable, reaped
 from tare.launch import linux, packets, wire
 from tare.launch.children import kill_group
-from tare.launch.commands import MARK
+from tare.launch.commands import MARK, PATIENT
+
+if TYPE_CHECKING:
+    from tare.launch.plan import Step
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ SendPlan = Callable[
     [int, "Sequence[bytes | int]", "dict[str, Any]", Sequence[int], str, float],
     "Awaitable[tuple[list[bytes | int], list[int]]]",
 ]
+Proceed = Callable[[bytes, str], "Awaitable[tuple[list[bytes | int], list[int]]]"]
 
 
 class Ended(NamedTuple):
@@ -49,10 +53,12 @@ class Ended(NamedTuple):
 
 
 class Commands:
-    """Runs commands. `send` puts a plan to the launcher: (kind, fields, plan, descriptors, what is being done, seconds) → (fields, descriptors)."""
+    """Runs commands. `send` puts a plan to the launcher: (kind, fields, plan, descriptors, what is being done, seconds) → (fields, descriptors);
+    `proceed` has go on what waits to be placed: (name, what is being done) → the rest of the answer."""
 
-    def __init__(self, send: SendPlan, processes: Processes, run: Path) -> None:
+    def __init__(self, send: SendPlan, proceed: Proceed, processes: Processes, run: Path) -> None:
         self._send = send
+        self._proceed = proceed
         self._processes = processes
         self._run = run
         self._errands: set[asyncio.Task[None]] = set()
@@ -75,13 +81,18 @@ class Commands:
         join: Sequence[str] = (),
         pid_file: str = "",
         program: str = "",
+        more: Sequence[int] = (),
+        steps: Sequence[Step] = (),
+        place: Callable[[Process], Awaitable[None]] | None = None,
+        patient: bool = False,
     ) -> Process:
-        """A command past its exec, with these descriptors as its own (copies: they stay the caller's). All of its process group is
-        killed after `timeout` seconds, if that is not 0.
+        """A command past its exec, with these descriptors as its own (copies: they stay the caller's), those of `more` from 3 on. All of its
+        process group is killed after `timeout` seconds, if that is not 0.
 
         argv[0] is an absolute path, unless `program` is; `join` are the cgroup.procs files of groups that it belongs to. With `pid_file` the command
         is one that leaves a process behind, whose PID it writes there: what is returned stands in for that process and ends with
-        its code. Who calls waits for the end and then calls `forget`. Raises Refused, Unavailable.
+        its code. `steps` are walked before the exec; where the first of them is a barrier, `place` is what it waits for. A `patient` command is
+        not ended as a stray (`outlive`). Who calls waits for the end and then calls `forget`. Raises Refused, Unavailable.
         """
         doing = f"run {program or argv[0]}"
         work = {
@@ -91,11 +102,17 @@ class Commands:
             "cwd": os.fsencode(cwd),
             "join": [os.fsencode(path) for path in join],
             "pid_file": os.fsencode(pid_file),
+            "steps": list(steps),
         }
-        fields = (next(self._names), round(timeout * 1000))
+        name = PATIENT * patient + next(self._names)
+        fields = (name, round(timeout * 1000))
         launcher = linux.recorded(str(self._run / "launcher.pid"))
         try:
-            answer, fds = await self._send(wire.COMMAND, fields, work, (stdin, stdout, stderr), doing, 0.0)
+            answer, fds = await self._send(wire.COMMAND, fields, work, (stdin, stdout, stderr, *more), doing, 0.0)
+            if place is not None:
+                packets.close_all(fds)
+                await place(Process(int(answer[0]), int(answer[1])))
+                answer, fds = await self._proceed(name, doing)
         except Unavailable:
             if launcher is not None:
                 await self._end_orphans(launcher[1])
@@ -229,6 +246,16 @@ class Commands:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(other, signal.SIGKILL)
 
+    async def finish(self, process: Process, seconds: float) -> None:
+        """Until a command has ended by itself; one that has not after that time is ended."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._processes.wait(process)
+        except TimeoutError:
+            await self.end(process)
+        else:
+            self.forget(process)
+
     async def end(self, process: Process) -> None:
         """Kill a command with all that descends from it, and see it end and forget it; one that the kernel holds on to is left."""
         self.kill(process)
@@ -252,12 +279,25 @@ class Commands:
                 log.info("process %d was a command of an earlier daemon: killed", process.pid)
             await self.end(process)
 
-    def _marked(self) -> Iterator[Process]:
-        """The commands that have a marker."""
+    async def outlive(self, seconds: float) -> None:
+        """Until the patient commands that nobody waits for have ended; those that have not after that time are ended."""
+        left = [process for process in self._marked(PATIENT) if process not in self.live]
+        try:
+            async with asyncio.timeout(seconds):
+                for process in left:
+                    log.info("process %d is let finish what an earlier daemon asked of it", process.pid)
+                    await self._processes.wait(process)
+                    self.forget(process)
+        except TimeoutError:
+            for process in left:
+                await self.end(process)
+
+    def _marked(self, mark: bytes = MARK) -> Iterator[Process]:
+        """The commands that have such a marker."""
         for path in sorted((self._run / "tasks").iterdir()):
             pid, _, start = path.name.partition(".")
             with contextlib.suppress(FileNotFoundError):
-                if pid.isdecimal() and start.isdecimal() and path.read_bytes() == MARK:
+                if pid.isdecimal() and start.isdecimal() and path.read_bytes() == mark:
                     yield Process(int(pid), int(start))
 
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     Spec = Mapping[str, Any]
 
-POINTS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+BEFORE_THE_PROGRAM = ("prestart", "createRuntime", "createContainer", "startContainer")
+POINTS = (*BEFORE_THE_PROGRAM, "poststart", "poststop")
 OCI_VERSION = "1.2.0"
 LONGEST_TIMEOUT = 1 << 31
 PID = 2_147_483_646  # stands for the PID in a rendered state, where it is not known yet; no process has it

@@ -81,7 +81,7 @@ def in_context(step: Step, context: bytes) -> Step:
     if step[0] == "filesystem" and step[3] not in LABELLED_BY_THE_KERNEL:
         operation, label, slot, kind, flags, data = step
         return (operation, label, slot, kind, flags, (*data, (b"context", context)))
-    return (*step, context) if step[0] == "overlay" else step
+    return (*step, context) if step[0] in ("overlay", "union", "mask") else step
 
 
 def profile_of(process: Spec) -> str:

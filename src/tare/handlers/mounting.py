@@ -12,6 +12,7 @@ import stat
 from tare.errors import InvalidArgument
 from tare.handlers import mappings, options, volumes
 from tare.handlers.mappings import wrong
+from tare.handlers.namespaces import PIDS
 from tare.handlers.options import encoded
 from tare.handlers.plans import FIRST_FREE, NULL, USER
 from tare.launch import linux
@@ -58,10 +59,21 @@ FILE_TYPES = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
 class Mounts:
     """The `mounts` of a specification, in its order, as steps: first those that open sources, then those that attach.
 
-    With a user namespace what takes the node's privileges is laid ready in between (`launch.staging`), and taken from there.
+    With a user namespace what takes the node's privileges is laid ready in between (`launch.staging`), and taken from there. `staged` says
+    that this is so for another reason; `other_proc`, which may be set, is what `Place` has, where who mounts is
+    not in the PID namespace whose descriptor is in its slot by then.
     """
 
-    def __init__(self, mounts: Sequence[Spec], place: Place, namespaces: Namespaces) -> None:
+    def __init__(
+        self,
+        mounts: Sequence[Spec],
+        place: Place,
+        namespaces: Namespaces,
+        *,
+        staged: bool = False,
+    ) -> None:
+        self.other_proc: str | None = None
+        self.staged = staged
         own_cgroups = namespaces.is_new("cgroup")
         self.groups = place.groups if own_cgroups or not namespaces.user else {}
         self.place = place
@@ -143,7 +155,7 @@ class Mounts:
 
     def borrowed(self, base: bytes) -> bytes:
         """A mount point that something may be on for a moment."""
-        return base + b"/at" if self.user else base
+        return base + b"/at" if self.user or self.staged else base
 
     def lay_layers(self, label: str, lowers: tuple[bytes, ...]) -> tuple[list[Step], tuple[bytes, ...]]:
         """Layers as overlayfs is to take them: idmapped, where the container has a user namespace."""
@@ -173,7 +185,9 @@ class Mounts:
                 steps += self.cgroup(slot, target, flags)
                 continue
             label = f"mount {target}"
-            if not laid(mount, flags):
+            if kind == "proc" and self.other_proc and not flags.bind:
+                steps += bound_proc(label, slot, self.other_proc, flags)
+            elif not laid(mount, flags):
                 steps.append(self.filesystem(slot, target, kind, mount.get("source") or kind, flags))
                 steps += shaped(label, slot, target, kind, flags)
             elif self.user:
@@ -184,13 +198,20 @@ class Mounts:
             steps.append(("attach", label, slot, encoded(target), strict))
         return steps
 
+    def has_options(self, kind: str) -> bool:
+        """Whether a new file system of this kind is to have options beside its mount's flags."""
+        return any(mount.get("type") == kind and flags.data and not flags.bind for _, _, mount, flags in self.mounts)
+
     def filesystem(self, slot: int, target: str, kind: str, source: str, flags: options.Flags) -> Step:
         """A new file system. /dev stays writable until its nodes are there."""
         attributes = flags.set
         if target == "/dev" and attributes & linux.MOUNT_ATTR_RDONLY:
             attributes &= ~linux.MOUNT_ATTR_RDONLY
             self.late_readonly.append(encoded(target))
-        return ("filesystem", f"mount {target}", slot, encoded(kind), attributes, (named(source), *flags.data))
+        label, data = f"mount {target}", (named(source), *flags.data)
+        if kind == "proc" and self.other_proc is not None:
+            return ("proc", label, slot, PIDS, attributes, data)
+        return ("filesystem", label, slot, encoded(kind), attributes, data)
 
     def cgroup(self, slot: int, target: str, flags: options.Flags) -> list[Step]:
         """The container's own cgroups: one cgroup2 mount, or a tmpfs with a mount for each v1 hierarchy.
@@ -215,6 +236,10 @@ class Mounts:
             attach,
         ]
         folders = [name for name, _ in self.place.hierarchies]
+        shown = [name for name in (*folders, self.place.unified) if name in self.groups]
+        if shown:
+            groups = tuple((name.encode(), os.fsencode(self.groups[name])) for name in shown)
+            steps.append(("bind_groups", label, path, flags.set, groups))
         for name, settings in self.place.hierarchies:
             below, part = path + b"/" + name.encode(), f"{label}/{name}"
             steps += [
@@ -222,24 +247,29 @@ class Mounts:
                 for alias in settings
                 if alias not in ("none", *folders) and "=" not in alias
             ]
-            group = self.groups.get(name)
-            if group is not None:
-                steps.append(("bind_group", part, os.fsencode(group), flags.set, below))
+            if name in shown:
                 continue
             data = (named("cgroup"), *(options.pair(setting) for setting in settings))
             steps.append(("filesystem", part, slot, b"cgroup", flags.set, data))
             steps.append(("attach", part, slot, below, False))
-        if self.place.unified:
+        if self.place.unified and self.place.unified not in shown:
             below, part = path + b"/" + self.place.unified.encode(), f"{label}/{self.place.unified}"
-            group = self.groups.get(self.place.unified)
-            if group is not None:
-                steps.append(("bind_group", part, os.fsencode(group), flags.set, below))
-            else:
-                steps.append(("filesystem", part, slot, b"cgroup2", flags.set, (named("cgroup"),)))
-                steps.append(("attach", part, slot, below, False))
+            steps.append(("filesystem", part, slot, b"cgroup2", flags.set, (named("cgroup"),)))
+            steps.append(("attach", part, slot, below, False))
         if flags.set & linux.MOUNT_ATTR_RDONLY:
             self.late_readonly.append(path)
         return steps
+
+
+def bound_proc(label: str, slot: int, path: str, flags: options.Flags) -> list[Step]:
+    """A /proc that is mounted already, with the flags that a new one would have."""
+    clear = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
+    return [
+        ("open_tree", label, slot, encoded(path), False),
+        ("expect_proc", label, slot),
+        ("attributes", label, slot, flags.set, clear & ~flags.set, False),
+        ("propagation", label, slot, *(flags.propagation or (linux.MS_PRIVATE, False))),
+    ]
 
 
 def laid(mount: Spec, flags: options.Flags) -> bool:
@@ -302,7 +332,7 @@ def nodes(linux_part: Spec, fresh: bool) -> list[tuple[str, int, int, int, int, 
         if f"/dev/{name}" not in wanted:
             found.append((f"/dev/{name}", 0o020666, major, minor, 0, 0))
     for path, item in wanted.items():
-        mode = FILE_TYPES[item["type"]] | item.get("fileMode", 0o666)
+        mode = FILE_TYPES[item["type"]] | stat.S_IMODE(item.get("fileMode", 0o666))
         found.append((path, mode, item.get("major", 0), item.get("minor", 0), item.get("uid", 0), item.get("gid", 0)))
     return found
 

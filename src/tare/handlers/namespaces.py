@@ -37,6 +37,8 @@ KINDS = {
 }
 BY_PATH = ("network", "ipc", "uts", "cgroup", "time")
 """Those that a process enters itself, in this order."""
+PIDS = FIRST_NAMESPACE + len(BY_PATH)
+"""The slot of a PID namespace that is joined."""
 CLONE_FLAGS = {
     "pid": linux.CLONE_NEWPID,
     "network": linux.CLONE_NEWNET,
@@ -68,10 +70,8 @@ class Namespaces:
         self._check()
 
     def _check(self) -> None:
-        if "mount" not in self.kinds:
-            raise wrong("linux.namespaces", "has no mount namespace: what is mounted would be on the node")
-        if self.kinds["mount"]:
-            self._check_joined_mounts()
+        if not self.is_new("mount"):
+            self._check_shared_mounts()
         if "user" in self.kinds:
             self._check_user()
         elif self.mappings is not None:
@@ -82,13 +82,12 @@ class Namespaces:
             if self.spec.get(key) and "uts" not in self.kinds:
                 raise wrong(key, "there is no UTS namespace for it among linux.namespaces")
 
-    def _check_joined_mounts(self) -> None:
-        """A mount namespace that is joined stays as it is: others live in it, and what is mounted there could reach the node."""
-        cause = "the mount namespace is joined by path, and nothing is mounted or hidden in it"
+    def _check_shared_mounts(self) -> None:
+        """A mount namespace that is joined stays as it is, and the node's, which a container has that names none: others live there."""
+        whose = "joined by path" if "mount" in self.kinds else "the node's own"
+        cause = f"the mount namespace is {whose}, and nothing is mounted or hidden in it"
         if self.user:
-            raise wrong(
-                "linux.namespaces", "a mount namespace is joined by path, which a user namespace may not be beside"
-            )
+            raise wrong("linux.namespaces", f"the mount namespace is {whose}, which a user namespace may not be beside")
         for section, path, keys in (
             (self.spec, "", ("mounts",)),
             (self.linux, "linux.", ("devices", "maskedPaths", "readonlyPaths", "rootfsPropagation")),
@@ -160,6 +159,11 @@ class Namespaces:
             return []
         lines = b"".join(b"%b %d %d\n" % (name.encode(), *offset) for name, offset in self.offsets)
         return [("new_time_namespace", "make a time namespace", lines)]
+
+    def make(self) -> list[Step]:
+        """Those that clone3 would make, by a process that needs no other for them."""
+        kinds = [kind for kind in CLONE_FLAGS if kind != "pid" and self.is_new(kind)]
+        return [("unshare", f"make {kind} namespace", KINDS[kind]) for kind in kinds]
 
     def fresh(self) -> list[Step]:
         """In them: a cgroup namespace, now that the cgroup has been joined, names, the loopback device, sysctls."""

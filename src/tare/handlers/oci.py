@@ -35,6 +35,7 @@ from tare.handlers.oci_features import Features
 from tare.handlers.oci_files import Bundle, encoded, listed, read
 from tare.handlers.plans import FIRST_FREE, ROOT
 from tare.handlers.processes import Process, readable
+from tare.handlers.starting import OnCreated, tell
 from tare.launch import linux, tasks
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class OciHandler:
         overlay: Overlay,
         cgroup: Cgroup,
         tty_sink: Callable[[int], Awaitable[None]] | None = None,
-        on_created: Callable[[Process], None] | None = None,
+        on_created: OnCreated | None = None,
         place: Callable[[Process], Awaitable[None]] | None = None,
     ) -> Process:
         """As the built-in handler's; what a start that fails leaves behind is taken away by `release`."""
@@ -136,7 +137,7 @@ class OciHandler:
         spec: dict[str, Any],
         cgroup: Cgroup,
         tty_sink: Callable[[int], Awaitable[None]] | None,
-        on_created: Callable[[Process], None] | None,
+        on_created: OnCreated | None,
     ) -> Process:
         """The container's first process, which waits for `start`."""
         own = spec["process"]
@@ -162,8 +163,7 @@ class OciHandler:
             if result.code:
                 raise self._failed(f"start container {bundle.id}", "create", bundle.log, result.words)
             process = self._register(bundle)
-            if on_created is not None:
-                on_created(process)
+            await tell(on_created, process)
             if terminal is not None and tty_sink is not None:
                 await terminal.hand_over(tty_sink)
             return process

@@ -15,6 +15,8 @@ PIN_FLAGS = {
     "uts": linux.CLONE_NEWUTS,
     "pid": linux.CLONE_NEWPID,
 }
+PROC_PIN = "proc"
+"""Beside the pin of a pod's PID namespace a /proc of it, where the kernel mounts none from outside (before Linux 6.17)."""
 ENTER_ALL = (
     linux.CLONE_NEWNS
     | linux.CLONE_NEWPID
@@ -55,6 +57,14 @@ def unpin(pin: Path) -> None:
                 raise
             break
     pin.unlink(missing_ok=True)
+
+
+def unpin_proc(point: Path) -> None:
+    """Unmount and remove the mount point of a pod's /proc, if it is there."""
+    if os.path.ismount(point):
+        linux.umount(bytes(point), linux.MNT_DETACH)
+    if point.exists():
+        point.rmdir()
 
 
 def find_first(pin: Path) -> Process | None:

@@ -31,15 +31,24 @@ class Filter:
 
 class Compiled:
     """A plan, and what the launcher has to know beside it: the namespaces to clone into, whether a process in between makes the child,
-    and the cgroup v2 directory that clone3 is to place it in ("": none)."""
+    and the cgroup v2 directory that clone3 is to place it in ("": none). `apart`: the process in between is placed there itself, since it does
+    all that takes privileges."""
 
-    __slots__ = ("cgroup", "clone_flags", "helper", "plan")
+    __slots__ = ("apart", "cgroup", "clone_flags", "helper", "plan")
 
-    def __init__(self, *, plan: Plan, clone_flags: int, helper: bool = False, cgroup: str = "") -> None:
+    def __init__(
+        self, *, plan: Plan, clone_flags: int, helper: bool = False, apart: bool = False, cgroup: str = ""
+    ) -> None:
         self.plan = plan
         self.clone_flags = clone_flags
         self.helper = helper
+        self.apart = apart
         self.cgroup = cgroup
+
+    @property
+    def maker(self) -> int:
+        """Who makes the child, as the launcher is told (`wire.CREATE`)."""
+        return int(self.helper) + int(self.apart)
 
 
 class Directory:
@@ -73,7 +82,8 @@ class Place:
     Without a directory of FIFOs it keeps the streams that it has inherited.
     `hierarchies` are (folder name, mount options) of each cgroup v1 hierarchy, `unified` is the folder of v2 beside them; `groups` are
     the container's own directories in them, by folder. `directory_v2` is the one on v2, into which clone3 places the process; where it
-    cannot, `join` has its file too. With `barrier` the process waits first, until somebody (systemd) has placed it.
+    cannot, `join` has its file too. With `barrier` the process waits first, until somebody (systemd) has placed it. `other_proc` is how
+    a /proc of a PID namespace that is joined can be had by who is not in it: None for not at all, "" for a new one, or where one is mounted.
     `id` and `bundle` (an absolute path) are what hooks are told of the container.
     """
 
@@ -86,6 +96,7 @@ class Place:
         "hierarchies",
         "id",
         "join",
+        "other_proc",
         "streams",
         "unified",
     )
@@ -101,6 +112,7 @@ class Place:
         groups: Mapping[str, str] | None = None,
         directory_v2: str | None = None,
         barrier: bool = False,
+        other_proc: str | None = None,
         id: str = "",
         bundle: str = "/",
     ) -> None:
@@ -112,5 +124,6 @@ class Place:
         self.groups = groups or {}
         self.directory_v2 = directory_v2
         self.barrier = barrier
+        self.other_proc = other_proc
         self.id = id
         self.bundle = bundle

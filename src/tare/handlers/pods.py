@@ -11,10 +11,10 @@ from pathlib import Path
 
 from tare.errors import InternalError
 from tare.handlers.commands import SendPlan
-from tare.handlers.pins import PIN_FLAGS, find_first, unpin
+from tare.handlers.pins import PIN_FLAGS, PROC_PIN, find_first, unpin, unpin_proc
 from tare.handlers.plans import Mappings
 from tare.handlers.processes import Process
-from tare.launch import packets, plan, wire
+from tare.launch import mounts, packets, plan, wire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +64,7 @@ class Pods:
             "pins": [(kind.encode(), bytes(path)) for kind, path in pins.items()],
             "network": "net" in kinds,
             "stay": "pid" in kinds,
+            "proc": bytes(directory / PROC_PIN) if needs_proc(kinds) else b"",
         }
         if "user" in kinds:
             work |= owner(mappings)
@@ -85,6 +86,12 @@ class Pods:
             await self._end(first)
         for kind in PIN_FLAGS:
             unpin(directory / kind)
+        unpin_proc(directory / PROC_PIN)
+
+
+def needs_proc(kinds: frozenset[str]) -> bool:
+    """Whether containers of a pod will want a /proc from outside of its PID namespace (`compile.is_apart`), and the kernel makes none."""
+    return "pid" in kinds and "user" not in kinds and not mounts.shows_other_pids()
 
 
 def owner(mappings: Mappings | None) -> plan.Plan:

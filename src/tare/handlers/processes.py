@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import select
@@ -12,13 +13,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tare.handlers.interpreter import MEMORY, interpreter
 from tare.launch import linux
 
 PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, 64 bytes); Linux 6.13, exit codes from 6.15
 PIDFD_INFO_EXIT = 1 << 3
 RECORD_WAIT = 3.0  # seconds for whoever is to reap a zombie, before its exit code is read where it lies
 RECORD_POLL = 0.05
+EXEC_POLL = 0.002
 LOST = 255
+# What /proc/PID/exe says of a sealed copy of the interpreter, and of a view of it through an overlay that is mounted nowhere.
+IMAGES = (f"/memfd:{MEMORY} (deleted)", f"/{interpreter().name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class Processes:
     """Pidfds by process, and the directory of exit records."""
 
     def __init__(self, run: Path) -> None:
-        self._run = run
+        self._run = str(run)
         self._pidfds: dict[Process, int] = {}
         self._told: dict[Process, asyncio.Event] = {}
 
@@ -75,7 +80,8 @@ class Processes:
         if pidfd is not None:
             os.close(pidfd)
         self._told.pop(process, None)
-        self._record(process).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._record(process))
 
     def signal(self, process: Process, number: int) -> bool:
         """Send a signal; False where the process is gone."""
@@ -95,13 +101,22 @@ class Processes:
 
     def recorded(self, process: Process) -> bool:
         """Whether its exit is on record."""
-        return self._record(process).exists()
+        return os.path.exists(self._record(process))
 
     def tell(self, process: Process) -> None:
         """Its exit has been written down."""
         event = self._told.get(process)
         if event is not None:
             event.set()
+
+    async def came_to_run(self, process: Process) -> bool:
+        """Whether a process that had to wait for a launcher that is gone came past its exec, and runs. Waits until it did, or has ended:
+        one that was still to be let go ends with its launcher."""
+        while self.alive(process):
+            if past_exec(process.pid):
+                return self.alive(process)
+            await asyncio.sleep(EXEC_POLL)
+        return False
 
     async def wait(self, process: Process) -> ExitRecord:
         """Until the process has ended and its exit is on record, or is known never to be.
@@ -112,7 +127,7 @@ class Processes:
         kept = self.open(process)
         pidfd = None if kept is None else os.dup(kept)  # others may wait for it too, and forget it
         try:
-            if pidfd is not None and not self._record(process).exists():
+            if pidfd is not None and not self.recorded(process):
                 await readable(pidfd)
             return await self._settle(process, pidfd)
         finally:
@@ -123,7 +138,7 @@ class Processes:
         event = self._told.setdefault(process, asyncio.Event())
         deadline = time.monotonic() + RECORD_WAIT
         while True:
-            settled = pidfd is None or not self._marker(process).exists() or reaped(pidfd)
+            settled = pidfd is None or not os.path.exists(self._marker(process)) or reaped(pidfd)
             record = self._read(process)
             if record is not None:
                 return record
@@ -137,15 +152,16 @@ class Processes:
                 continue
             event.clear()
 
-    def _record(self, process: Process) -> Path:
-        return self._run / "exits" / f"{process.pid}.{process.start_time}"
+    def _record(self, process: Process) -> str:
+        return f"{self._run}/exits/{process.pid}.{process.start_time}"
 
-    def _marker(self, process: Process) -> Path:
-        return self._run / "tasks" / f"{process.pid}.{process.start_time}"
+    def _marker(self, process: Process) -> str:
+        return f"{self._run}/tasks/{process.pid}.{process.start_time}"
 
     def _read(self, process: Process) -> ExitRecord | None:
         try:
-            return parse_record(process, self._record(process).read_text())
+            with open(self._record(process), "rb", buffering=0) as file:
+                return parse_record(process, file.readall().decode(errors="replace"))
         except FileNotFoundError:
             return None
 
@@ -154,7 +170,8 @@ class Processes:
         status = exit_status(pidfd) if pidfd is not None else None
         if status is None:
             status = zombie_status(process)
-        self._marker(process).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._marker(process))
         if status is None:
             return ExitRecord(process=process, code=LOST, signal=0, finished_at=time.time_ns(), known=False)
         return from_status(process, status, time.time_ns())
@@ -235,6 +252,14 @@ def resolve(future: asyncio.Future[None]) -> None:
     """A result for a future that may have one, or may have been cancelled."""
     if not future.done():
         future.set_result(None)
+
+
+def past_exec(pid: int) -> bool:
+    """Whether a process executes something else than keeper and launcher do (`interpreter`). False for one that is ending: it executes nothing."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe") not in IMAGES
+    except OSError:
+        return False
 
 
 def executable(pid: int) -> tuple[int, int] | None:

@@ -41,9 +41,10 @@ class _Download:
 
 
 class Downloads:
-    """What is coming into one content store."""
+    """What is coming into one content store; `received` counts the bytes that have come."""
 
     def __init__(self, content: ContentStore, executor: Executor) -> None:
+        self.received = 0
         self._content = content
         self._executor = executor
         self._coming: dict[str, _Download] = {}
@@ -123,6 +124,8 @@ class Downloads:
             failure = error
             await in_thread(self._executor, lambda: ingest.abort(failure))
             raise
+        finally:
+            self.received += ingest.written - ingest.restored
 
 
 def _outcome(download: _Download, registry: Registry) -> None:

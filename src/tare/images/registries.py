@@ -6,19 +6,23 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-import aiohttp
+from typing import TYPE_CHECKING
 
 from tare import __version__
 from tare.config import ImagesConfig
 from tare.handlers.commands import Commands
-from tare.images import docker_config, helpers, hosts
+from tare.images import docker_config, helpers, hosts, later
 from tare.images.auth import Credentials, RegistryAuth, credentials_for
 from tare.images.reference import Reference
 from tare.images.registry import Registry
 from tare.images.threads import in_thread
 from tare.images.tls import Tls
 from tare.images.transport import Endpoint, Patience, Trace, silent
+
+if TYPE_CHECKING:
+    import aiohttp
+else:
+    from tare.images import later as aiohttp
 
 READ_BYTES = 512 << 10
 
@@ -49,6 +53,7 @@ class Registries:
             kind = "the registry" if place.upstream else "mirror"
             trace(0, f"{kind} {place.url}{place.path} ({', '.join(sorted(place.capabilities))})")
         credentials = await self._credentials(reference, auth, trace)
+        await in_thread(self._executor, later.load)
         session = self._opened()
         endpoints = [Endpoint(session, host, credentials, self._tls, self._patience, trace) for host in places]
         return Registry(

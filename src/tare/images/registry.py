@@ -14,9 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from typing import TypeVar
-
-import aiohttp
+from typing import TYPE_CHECKING, TypeVar
 
 from tare.images.errors import PullError, RegistryUnavailable
 from tare.images.manifest import ACCEPTED, Descriptor
@@ -24,6 +22,11 @@ from tare.images.reference import Reference, is_digest
 from tare.images.threads import in_thread, settled, together
 from tare.images.transport import Endpoint, Patience, Refused, TooSlow, read_at_most
 from tare.storage.content import Ingest, WrongContent
+
+if TYPE_CHECKING:
+    import aiohttp
+else:
+    from tare.images import later as aiohttp
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

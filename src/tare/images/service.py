@@ -10,6 +10,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tare.config import POLICY, ImagesConfig
@@ -25,13 +27,13 @@ from tare.images.records import ImageConfig, ImageRecord, Usage
 from tare.images.reference import Reference, parse
 from tare.images.registries import Registries
 from tare.images.registry import Registry
-from tare.images.store import ImageStore
+from tare.images.store import COLLECT, ImageStore
 from tare.images.transport import Patience
 from tare.images.trust import Trust
 from tare.images.unpack import Limits
 from tare.images.workers import Workers
 from tare.state.database import Database
-from tare.state.operations import Operations
+from tare.state.operations import Operation, Operations, Step
 from tare.storage.overlay import Snapshots
 
 __all__ = ["ImageConfig", "ImageRecord", "ImageService", "RegistryAuth", "Usage"]
@@ -69,7 +71,7 @@ class ImageService:
         )
         self.platform = platform.local()
         self.executor = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="images-io")
-        self.store = ImageStore(database, root, config, in_use=in_use, executor=self.executor)
+        self.store = ImageStore(database, root, config, operations, in_use=in_use, executor=self.executor)
         limits = Limits(config.max_layer_size, config.max_layer_entries)
         self.workers = Workers(self.store, Path(config.decryption_keys_dir), limits)
         optional = config.policy == POLICY
@@ -135,8 +137,8 @@ class ImageService:
         image = self.find(reference)
         if image is None:
             return
-        self.store.drop(image.id)
-        await self.collect()
+        removal = Removal(self, image.id, image.created_at)
+        await self.operations.run(REMOVE_IMAGE, removal, removal.names)
 
     async def collect(self) -> None:
         """Remove layers and blobs that no image, no pull and no container needs, and signatures of what is not here."""
@@ -164,6 +166,10 @@ class ImageService:
         written = await self._snapshots.total()
         return self.store.usage(), Usage(path=self.store.usage().path, bytes=written.bytes, inodes=written.inodes)
 
+    def backlog(self) -> dict[str, int]:
+        """How much waits for a thread, by what is to be done."""
+        return {"images-io": self.executor._work_queue.qsize(), "images-unpack": self.workers.backlog}
+
     def usage(self) -> Usage:
         """What images take on the disk."""
         return self.store.usage()
@@ -178,7 +184,9 @@ class ImageService:
         await self.store.recover()
         await self.operations.recover(PULL_IMAGE, self._restored)
         await self.operations.recover(LOAD_IMAGE, self._restored_load)
-        await self.store.collect()
+        await self.operations.recover(REMOVE_IMAGE, partial(restored_removal, self))
+        await self.operations.recover(COLLECT, lambda names: self.store)
+        await self.store.sweep()
 
     def _restored(self, subject: Mapping[str, str]) -> Pull:
         """The subject of a pull of an earlier process: enough to undo it."""
@@ -214,3 +222,37 @@ class ImageService:
         await self.registries.close()
         self.workers.close()
         self.executor.shutdown()
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """An image that is being removed, `created_at` in ns since the epoch: one that was pulled again since is another."""
+
+    service: ImageService
+    id: str
+    created_at: int
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What recovery finds it by."""
+        return {"image": self.id, "created": str(self.created_at)}
+
+    async def drop(self) -> None:
+        """The image is no more."""
+        image = self.service.store.images().get(self.id)
+        if image is not None and image.created_at == self.created_at:
+            self.service.store.drop(self.id)
+
+    async def collect(self) -> None:
+        """Nor what it alone needed."""
+        await self.service.collect()
+
+
+REMOVE_IMAGE: Operation[Removal] = Operation(
+    "RemoveImage", (Step("record", Removal.drop), Step("collect", Removal.collect)), finish=True
+)
+
+
+def restored_removal(service: ImageService, names: Mapping[str, str]) -> Removal:
+    """The removal that an intent speaks of."""
+    return Removal(service, names["image"], int(names["created"]))

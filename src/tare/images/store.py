@@ -27,6 +27,7 @@ from tare.images.names import arrive, pinned
 from tare.images.records import Expected, ImageRecord, Usage
 from tare.images.threads import in_thread
 from tare.state.database import Database
+from tare.state.operations import Operation, Operations, Step
 from tare.storage.content import ContentStore
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class ImageStore:
         database: Database,
         root: Path,
         config: ImagesConfig,
+        operations: Operations,
         *,
         in_use: Callable[[], set[str]],
         executor: Executor,
@@ -52,6 +54,7 @@ class ImageStore:
         self.content = ContentStore(root)
         self.layers = LayerStore(root, database)
         self.executor = executor
+        self._operations = operations
         self._root = root
         self._database = database
         self._config = config
@@ -101,6 +104,10 @@ class ImageStore:
         self._held.subtract(names)
         self._held = +self._held
 
+    def held(self) -> set[str]:
+        """Digests and chain IDs that pulls work on, and blobs that wait for the next pull."""
+        return {*self._held, *self._left_over()}
+
     def expect(self, key: str, digests: Iterable[str]) -> None:
         """A pull brings these blobs; what an earlier process left of them is its own now."""
         digests = tuple(digests)
@@ -128,8 +135,18 @@ class ImageStore:
 
     async def collect(self) -> None:
         """Remove layers and blobs that nobody needs."""
-        if self.content.suspended:
-            return  # the process ends: what pulls have brought is for the next one, which collects the rest
+        if (
+            not self.content.suspended
+        ):  # the process ends: what pulls have brought is for the next one, which collects the rest
+            await self._operations.run(COLLECT, self, {})
+
+    async def sweep(self) -> None:
+        """The same before the first call, when whatever is there of it is all that there is."""
+        for step in COLLECT.steps:
+            await step.action(self)
+
+    async def forget_garbage(self) -> None:
+        """No record names what nobody needs."""
         layers, blobs = garbage(
             self._images.values(),
             self.layers.records(),
@@ -146,7 +163,13 @@ class ImageStore:
             self.content.forget(digest)
         if layers or blobs:
             log.info("collected %d layers and %d blobs", len(layers), len(blobs))
+
+    async def drop_partial(self) -> None:
+        """What came of blobs long ago that nobody goes on with goes."""
         await in_thread(self.executor, partial(self.content.drop_partial, time.time() - PARTIAL_SECONDS))
+
+    async def empty_trash(self) -> None:
+        """What no record names leaves the disk."""
         await asyncio.gather(
             in_thread(self.executor, self.layers.empty_trash), in_thread(self.executor, self.content.empty_trash)
         )
@@ -238,3 +261,14 @@ class ImageStore:
             log.info(
                 "recovered: %d partial blobs, %d partial layers, %d lost layers", cut_off, len(leftovers), len(missing)
             )
+
+
+COLLECT: Operation[ImageStore] = Operation(
+    "CollectImages",
+    (
+        Step("forget", ImageStore.forget_garbage),
+        Step("partial", ImageStore.drop_partial),
+        Step("trash", ImageStore.empty_trash),
+    ),
+    finish=True,
+)

@@ -19,9 +19,9 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
-import aiohttp
 import msgspec
 from yarl import URL
 
@@ -29,6 +29,11 @@ from tare.images.auth import Authorizer, Credentials, TokenRequest, Unauthorized
 from tare.images.errors import PullError, RegistryUnavailable
 from tare.images.hosts import Host, is_loopback
 from tare.images.tls import Tls, proxy_for
+
+if TYPE_CHECKING:
+    import aiohttp
+else:
+    from tare.images import later as aiohttp
 
 log = logging.getLogger(__name__)
 

@@ -65,6 +65,16 @@ class Workers:
         """End the threads; after the last pull."""
         self._unpackers.shutdown()
 
+    @property
+    def received(self) -> int:
+        """How many bytes of blobs have come since the daemon began."""
+        return self._downloads.received
+
+    @property
+    def backlog(self) -> int:
+        """How many layers wait for a thread to unpack them."""
+        return self._unpackers._work_queue.qsize()
+
     async def document(self, digest: str, registry: Registry) -> Manifest | Index:
         """A manifest or index, from the store or the registry. Raises PullError."""
         data, content_type = await self._documents.run(digest, partial(self._document, digest, registry), Unauthorized)

@@ -45,8 +45,9 @@ profile {APPARMOR_DEFAULT} flags=(attach_disconnected, mediate_deleted) {{
   deny /proc/{{acpi,bus,fs,irq,scsi}}/** wklx,
   deny /proc/sys/{{abi,crypto,debug,dev,sunrpc,vm}}/** wklx,
   deny /proc/sys/fs/[^m]** wklx,
-  deny /proc/sys/kernel/{{core_*,hotplug,kexec_*,modprobe,panic*,poweroff_cmd,sysrq,tainted}} wklx,
-  deny /proc/sys/kernel/{{keys,random,usermodehelper,yama}}/** wklx,
+  # of kernel.* all but what is the container's own: domainname, hostname, msg*, sem, sem_*, shm*
+  deny /proc/sys/kernel/[^dhms]** wklx,
+  deny /proc/sys/kernel/{{d[^o]**,h[^o]**,ho[^s]**,m[^s]**,ms[^g]**,s[^eh]**,se[^m]**,sem[^_]**,sh[^m]**}} wklx,
   deny /sys/[^f]** wklx,
   deny /sys/f[^s]** wklx,
   deny /sys/fs/[^c]** wklx,

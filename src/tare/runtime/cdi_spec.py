@@ -166,12 +166,14 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def bounded(value: object) -> None:
-    """Raise ValueError for what YAML's aliases made too large to look at."""
+    """Raise ValueError for what YAML's aliases made too large to look at, and for text that the kernel cannot take."""
     pending, count = [value], 0
     while pending:
         item = pending.pop()
         inner = list(item.values()) if isinstance(item, dict) else item if isinstance(item, list) else []
         count += 1 + len(inner)
+        if isinstance(item, str) and "\0" in item:
+            raise ValueError(f"there is a NUL byte in {item!r}")
         if count > MOST_VALUES:
             raise ValueError(f"it has more than {MOST_VALUES} values")
         pending += inner

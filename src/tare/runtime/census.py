@@ -27,13 +27,18 @@ def take(pids: Sequence[int], main: int) -> Census:
     """Of processes that may end meanwhile; `main` is looked at only if it is one of them."""
     descriptors = sockets = 0
     for pid in pids:
+        directory = f"/proc/{pid}/fd"
         try:
-            names = os.listdir(f"/proc/{pid}/fd")
+            # Since Linux 6.2 the directory's size is how many there are; before that it is 0, and they have to be read.
+            count = os.stat(directory).st_size
+            if descriptors + count <= MOST_DESCRIPTORS:
+                names = os.listdir(directory)
+                count = len(names)
         except OSError:
             continue
-        descriptors += len(names)
+        descriptors += count
         if descriptors <= MOST_DESCRIPTORS:
-            sockets += sum(is_socket(f"/proc/{pid}/fd/{name}") for name in names)
+            sockets += sum(is_socket(f"{directory}/{name}") for name in names)
     return Census(
         processes=len(pids),
         descriptors=descriptors,

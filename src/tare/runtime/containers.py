@@ -1,7 +1,7 @@
 """StartContainer and RemoveContainer as lists of steps.
 
     start    logger ─ cgroup ─ process ─ record       undone when it fails: CREATED again, or EXITED where the start itself failed
-    remove   kill ─ cgroup ─ snapshot ─ record        finished after a crash
+    remove   kill ─ cgroup ─ snapshot ─ checkpoint ─ record        finished after a crash
 
 What a start needs was settled by CreateContainer and is read from its plan. Steps know nothing of locks and of who waits (`service`).
 """
@@ -9,6 +9,7 @@ What a start needs was settled by CreateContainer and is read from its plan. Ste
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -16,19 +17,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tare.errors import FailedPrecondition
+from tare.errors import FailedPrecondition, TareError, describe
 from tare.handlers.builtin import Process
-from tare.runtime import lifecycle
+from tare.runtime import lifecycle, reviving
 from tare.runtime.bounds import deadline, twice
 from tare.runtime.exits import process_of
+from tare.runtime.plugins import Moment, of_container
 from tare.runtime.ports import Parts
 from tare.runtime.records import ContainerRecord, ContainerState, NamespaceMode, ProcessFact
-from tare.runtime.store import ContainerFacts
+from tare.runtime.store import Checkpointed, ContainerFacts
 from tare.state.operations import Operation, Step
 
 if TYPE_CHECKING:
     from tare.cgroups.manager import Cgroup
 
+log = logging.getLogger(__name__)
 START_SECONDS = 90.0
 LOGGER_SECONDS = 20.0
 END_SECONDS = 10.0
@@ -41,7 +44,7 @@ START_ERROR_CODE = 128
 class Start:
     """A container on its way to running; `record` is None when it is being undone after a crash, from `names` alone.
 
-    `let_go_at`: when its process was about to become the program, in ns since the epoch.
+    `let_go_at`: when its process was about to become the program, in ns since the epoch. `logging` ends when its logger reads its output.
     `committed`: a start that was on record when the daemon died has nothing to be undone.
     """
 
@@ -55,7 +58,9 @@ class Start:
     committed: bool = False
     cgroup: Cgroup | None = None
     process: Process | None = None
+    logging: asyncio.Task[None] | None = None
     let_go_at: int = 0
+    checkpoint: Checkpointed | None = None
 
     @property
     def names(self) -> dict[str, str]:
@@ -67,6 +72,18 @@ class Start:
         """The record, which a container being started has."""
         assert self.record is not None
         return self.record
+
+    @property
+    def owns_pid_namespace(self) -> bool:
+        """As `owns_pid_namespace` of its configuration."""
+        return owns_pid_namespace(self.spec)
+
+    async def clean(self) -> None:
+        """Take back a first attempt at making its process, and make its group anew."""
+        # A group in which cgroup.kill was used is good for nothing more: the kernel kills what is then cloned into it (CLONE_INTO_CGROUP).
+        await end_process(self)
+        await remove_cgroup(self)
+        await make_cgroup(self)
 
 
 def begin(parts: Parts, record: ContainerRecord) -> Start:
@@ -81,6 +98,7 @@ def begin(parts: Parts, record: ContainerRecord) -> Start:
         record=record,
         spec=plan.spec,
         lowers=tuple(map(Path, plan.lowers)),
+        checkpoint=plan.checkpoint,
     )
 
 
@@ -106,9 +124,11 @@ def owns_pid_namespace(spec: Mapping[str, Any]) -> bool:
 
 
 async def add_logger(start: Start) -> None:
-    """Streams that lead to the log file. A terminal's master is handed over once there is one (`start_process`)."""
+    """Streams that lead to the log file: asked for now, and waited for before the process may write. A terminal's master is handed over once
+    there is one (`start_process`)."""
     if not start.container.config.tty:
-        await _serve_streams(start, None)
+        start.logging = asyncio.create_task(_serve_streams(start, None))
+        await asyncio.sleep(0)  # so that it is asked now
 
 
 async def _serve_streams(start: Start, terminal: int | None) -> None:
@@ -126,6 +146,8 @@ async def _serve_streams(start: Start, terminal: int | None) -> None:
 
 async def remove_logger(start: Start) -> None:
     """Nothing is logged any more; the log file stays."""
+    if start.logging is not None:
+        await asyncio.gather(start.logging, return_exceptions=True)  # it has a deadline of its own
     if not start.committed:
         async with deadline(LOGGER_SECONDS, f"leave the logger of container {start.id}"):
             await start.parts.logs.remove(start.group, start.id)
@@ -164,23 +186,34 @@ def check_target(start: Start) -> None:
 
 async def start_process(start: Start) -> None:
     """The main process, past its exec. It is on record before that, so that after a crash there is no process that nobody knows."""
+    if start.checkpoint is not None:
+        await reviving.restore_process(start)
+        await reviving.let_go(start)
+        return
     check_target(start)
     parts = start.parts
     overlay = parts.snapshots.get(start.id, start.lowers)
 
-    def created(process: Process) -> None:
-        start.process, start.let_go_at = process, time.time_ns()
+    async def created(process: Process) -> None:
+        start.process = process
         facts = ContainerFacts(
             process=ProcessFact(pid=process.pid, start_time=process.start_time),
             cgroup=start.cgroup_path,
             group=start.group,
-            owns_pid_namespace=owns_pid_namespace(start.spec),
+            owns_pid_namespace=start.owns_pid_namespace,
         )
         parts.store.put_container_facts(start.id, facts)
         check_target(start)  # again: one that lives now had its PID when the launcher opened the namespace by it
+        if parts.plugins.active:
+            await parts.plugins.ask(Moment.START, of_container(parts.store, start.container))
+        if start.logging is not None:
+            await start.logging
+            await parts.arrivals.admit(start.id)
+        start.let_go_at = time.time_ns()
 
     async def terminal(master: int) -> None:
         await _serve_streams(start, master)
+        await parts.arrivals.admit(start.id)
 
     placing = parts.cgroups.placing(start.cgroup_path, resources_of(start))
 
@@ -202,13 +235,7 @@ async def start_process(start: Start) -> None:
                 place=None if placing is None else place,
             )
 
-    async def start_over() -> None:
-        # A group in which cgroup.kill was used is good for nothing more: the kernel kills what is then cloned into it (CLONE_INTO_CGROUP).
-        await end_process(start)
-        await remove_cgroup(start)
-        await make_cgroup(start)
-
-    await twice(attempt, start_over)
+    await twice(attempt, start.clean)
 
 
 async def end_process(start: Start) -> None:
@@ -235,6 +262,12 @@ async def record_running(start: Start) -> None:
     """From here on the container runs."""
     put_running(start.parts, start.container, start.let_go_at)
     start.committed = True
+    start.parts.arrivals.start(start.id)
+    if start.checkpoint is not None:
+        try:
+            await start.parts.checkpoints.remove(start.parts.checkpoints.restored(start.id))
+        except TareError as error:  # RemoveContainer tries again
+            log.warning("container %s: %s", start.id, describe(error))
 
 
 def put_running(parts: Parts, record: ContainerRecord, started_at: int) -> None:
@@ -253,6 +286,34 @@ START_CONTAINER: Operation[Start] = Operation(
         Step("record", record_running),
     ),
 )
+
+
+async def end_held(start: Start) -> None:
+    """All that there is of a container whose processes stood still."""
+    await end_process(start)
+    await remove_cgroup(start)
+    await remove_logger(start)
+
+
+RESTORE_CONTAINER: Operation[Start] = Operation(
+    "RestoreContainer",
+    (
+        Step("logger", add_logger, remove_logger),
+        Step("cgroup", make_cgroup, remove_cgroup),
+        Step("process", reviving.restore_process, end_process),
+    ),
+)
+"""As far as its processes, which stand still: a container of RestorePod, which stays CREATED."""
+
+START_HELD: Operation[Start] = Operation(
+    "StartRestored", (Step("process", reviving.let_go, end_held), Step("record", record_running))
+)
+"""The start of such a container."""
+
+
+def operation_of(parts: Parts, record: ContainerRecord) -> Operation[Start]:
+    """How a container is started."""
+    return START_HELD if reviving.is_held(parts, record) else START_CONTAINER
 
 
 async def record_failure(parts: Parts, record: ContainerRecord, error: Exception) -> None:
@@ -325,12 +386,18 @@ async def clear_snapshot(container: ContainerRef) -> None:
     await container.parts.snapshots.remove(container.id)
 
 
+async def clear_checkpoint(container: ContainerRef) -> None:
+    """What it was to be restored from goes."""
+    await container.parts.checkpoints.remove(container.parts.checkpoints.restored(container.id))
+
+
 async def clear_record(container: ContainerRef) -> None:
     """The container is no more."""
     record = container.parts.store.containers.get(container.id)
     if record is not None:
         lifecycle.container_after(record.state, lifecycle.ContainerEvent.REMOVE, container.id)
     container.parts.store.drop_container(container.id)
+    container.parts.arrivals.dismiss(container.id)
 
 
 REMOVE_CONTAINER: Operation[ContainerRef] = Operation(
@@ -339,6 +406,7 @@ REMOVE_CONTAINER: Operation[ContainerRef] = Operation(
         Step("kill", end_run),
         Step("cgroup", clear_cgroup),
         Step("snapshot", clear_snapshot),
+        Step("checkpoint", clear_checkpoint),
         Step("record", clear_record),
     ),
     finish=True,

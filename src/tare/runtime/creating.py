@@ -1,6 +1,9 @@
 """CreateContainer as a list of steps.
 
-    image ─ volumes ─ user ─ sources ─ propagation ─ confinement ─ labels ─ profile ─ spec ─ snapshot ─ record       undone when it fails
+    checkpoint ─ image ─ volumes ─ user ─ sources ─ propagation ─ confinement ─ labels ─ profile ─ spec ─ plugins
+        ─ checked ─ snapshot ─ files ─ record       undone when it fails
+
+`checkpoint`, `checked` and `files` are for a container that is restored (`restoring`).
 
 All that can be checked without a process is checked here, and what it comes to is kept with the record (`Plan`), so that a
 start needs nothing else, also after a restart of the daemon or the removal of the image.
@@ -19,9 +22,11 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from tare.errors import FailedPrecondition, InvalidArgument, NotFound
+from tare.handlers.checking import check_edited
 from tare.images.names import origin
-from tare.runtime import cdi, devices, labels, lifecycle, seccomp_profile, signals, volumes
+from tare.runtime import adjusting, cdi, devices, labels, lifecycle, restoring, seccomp_profile, signals, volumes
 from tare.runtime.bounds import kernel_errors, twice
+from tare.runtime.plugins import Moment, Subject
 from tare.runtime.pods import hostname_of
 from tare.runtime.ports import Parts
 from tare.runtime.records import (
@@ -32,6 +37,7 @@ from tare.runtime.records import (
     PodConfig,
     PodRecord,
     Propagation,
+    Resources,
 )
 from tare.runtime.spec import DeviceNode, PodSurroundings, container_spec
 from tare.runtime.store import Plan
@@ -42,6 +48,7 @@ from tare.storage import union
 
 if TYPE_CHECKING:
     from tare.images.records import ImageRecord
+    from tare.runtime.checkpoint_archive import Described
 
 PROFILE_LIMIT = 4 << 20
 NEVER_LABELLED = frozenset(
@@ -53,7 +60,8 @@ NEVER_LABELLED = frozenset(
 
 @dataclass(slots=True, kw_only=True)
 class Creation:
-    """A container on its way: `request` is None when it is being undone after a crash, from `names` alone."""
+    """A container on its way: `request` is None when it is being undone after a crash, from `names` alone. One that is restored is `described` by
+    its checkpoint, and stands on the image `base`."""
 
     parts: Parts
     id: str
@@ -66,11 +74,20 @@ class Creation:
     apparmor: str = ""
     label: labels.Labels = field(default_factory=labels.Labels)
     plan: Plan | None = None
+    resources: Resources | None = None
+    described: Described | None = None
+    base: str = ""
 
     @property
     def names(self) -> dict[str, str]:
         """What recovery needs to find all of it again."""
         return {"container": self.id}
+
+    @property
+    def reference(self) -> str:
+        """The image that it stands on, as it was asked for."""
+        image = self.asked.config.image
+        return self.base or image.user_specified_image or image.image
 
     @property
     def asked(self) -> Request:
@@ -108,7 +125,7 @@ def restore(parts: Parts, names: Mapping[str, str]) -> Creation:
 async def find_image(creation: Creation) -> None:
     """The image, held from now on, so that its layers are not collected before the container is on record."""
     asked = creation.asked
-    reference = asked.config.image.image
+    reference = creation.base or asked.config.image.image
     image = creation.parts.images.find(reference)
     if image is None:
         raise NotFound(
@@ -122,7 +139,7 @@ async def find_image(creation: Creation) -> None:
         raise InvalidArgument(
             f"create container {asked.config.metadata.name}", cause=cause, hint="mount it as an image volume"
         )
-    await creation.parts.images.check_trust(image, asked.config.image.user_specified_image or reference)
+    await creation.parts.images.check_trust(image, creation.reference)
     creation.image = image
     creation.lowers = creation.parts.images.layer_paths(image)
 
@@ -280,6 +297,7 @@ async def make_spec(creation: Creation) -> None:
     )
     if names := cdi.requested(config):
         spec = await asyncio.to_thread(parts.cdi.inject, spec, names)
+        check_edited(f"give the container CDI devices {', '.join(names)}", spec)
     creation.plan = Plan.of(spec, cgroup, creation.lowers)
 
 
@@ -310,6 +328,43 @@ def target_of(creation: Creation) -> int | None:
     return facts.process.pid
 
 
+async def ask_plugins(creation: Creation) -> None:
+    """Those of the node adjust it, and what they want is looked at as what the request wants is."""
+    plugins = creation.parts.plugins
+    await plugins.making(creation.id)
+    if not plugins.active:
+        return
+    assert creation.plan is not None
+    wanted = await plugins.adjust(as_subject(creation), creation.plan.cgroup)
+    if wanted is not None:
+        name = creation.asked.config.metadata.name
+        spec = await adjusting.configuration(creation.parts, name, creation.plan, wanted)
+        creation.resources = wanted.resources
+        creation.plan = Plan.of(spec, wanted.cgroup, creation.lowers)
+
+
+async def tell_plugins(creation: Creation) -> None:
+    """They are told that it is not made after all; those of a later daemon have not heard of it."""
+    plugins = creation.parts.plugins
+    if creation.plan is not None and plugins.active:
+        subject = as_subject(creation)
+        await plugins.tell(Moment.STOPPED, subject)
+        await plugins.tell(Moment.REMOVED, subject)
+
+
+def as_subject(creation: Creation) -> Subject:
+    """The container as plugins see it."""
+    assert creation.plan is not None
+    pod = creation.asked.pod
+    return Subject(
+        pod=pod,
+        facts=creation.parts.store.pod_facts.get(pod.id),
+        container=as_record(creation),
+        spec=creation.plan.spec,
+        unborn=True,
+    )
+
+
 async def make_snapshot(creation: Creation) -> None:
     """The writable layer."""
     await creation.parts.snapshots.prepare(creation.id, creation.lowers)
@@ -322,29 +377,34 @@ async def remove_snapshot(creation: Creation) -> None:
 
 async def record(creation: Creation) -> None:
     """From here on the container exists."""
-    assert creation.image is not None and creation.user is not None and creation.plan is not None
+    assert creation.plan is not None
+    creation.parts.store.add_container(as_record(creation), creation.plan)
+
+
+def as_record(creation: Creation) -> ContainerRecord:
+    """The container as it is put on record."""
+    assert creation.image is not None and creation.user is not None
     asked = creation.asked
     state = lifecycle.container_after(None, lifecycle.ContainerEvent.CREATE, creation.id)
     assert state is not None
-    container = ContainerRecord(
+    return ContainerRecord(
         id=creation.id,
         pod_id=asked.pod.id,
         config=volumes.resolved(asked.config, creation.volumes),
         image_id=creation.image.id,
-        image_ref=origin(creation.image, asked.config.image.user_specified_image or asked.config.image.image),
+        image_ref=origin(creation.image, creation.reference),
         state=state,
         created_at=time.time_ns(),
         log_path=asked.log_path,
         user=creation.user.user,
         stop_signal=signals.stop_signal(asked.config.stop_signal, creation.image.config.stop_signal),
-        resources=asked.config.resources,
+        resources=creation.resources or asked.config.resources,
         snapshot=creation.id,
         layers=(
             *creation.image.chain_ids,
             *(item for volume in creation.volumes.values() for item in volume.chain_ids),
         ),
     )
-    creation.parts.store.add_container(container, creation.plan)
 
 
 async def unrecord(creation: Creation) -> None:
@@ -355,6 +415,7 @@ async def unrecord(creation: Creation) -> None:
 CREATE_CONTAINER: Operation[Creation] = Operation(
     "CreateContainer",
     (
+        Step("checkpoint", restoring.find_checkpoint, restoring.forget_checkpoint),
         Step("image", find_image, let_image_go),
         Step("volumes", find_volumes),
         Step("user", find_user),
@@ -364,7 +425,10 @@ CREATE_CONTAINER: Operation[Creation] = Operation(
         Step("labels", relabel_sources),
         Step("profile", find_profile),
         Step("spec", make_spec),
+        Step("plugins", ask_plugins, tell_plugins),
+        Step("checked", restoring.check_checkpoint),
         Step("snapshot", make_snapshot, remove_snapshot),
+        Step("files", restoring.lay_files),
         Step("record", record, unrecord),
     ),
 )

@@ -80,6 +80,11 @@ class Journal:
         self._closed = True
         self._wake()
 
+    @property
+    def followers(self) -> int:
+        """How many follow."""
+        return self._followers
+
     def follow(self) -> AsyncGenerator[Event]:
         """Every event from this call on; for the first who follows, also those that nobody has read.
 

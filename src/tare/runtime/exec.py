@@ -14,7 +14,7 @@ import os
 import signal
 import struct
 import termios
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,10 @@ from tare.handlers.builtin import Process
 from tare.runtime import trees
 from tare.runtime.exits import process_of
 from tare.runtime.ports import Cgroups, Handler
-from tare.runtime.store import ContainerFacts
+from tare.runtime.records import ContainerRecord
+from tare.runtime.spec import exec_process
+from tare.runtime.store import ContainerFacts, Store
+from tare.state.operations import Operation, Operations, Step
 
 if TYPE_CHECKING:
     from tare.cgroups.manager import Cgroup
@@ -125,14 +128,20 @@ class Exec:
         handler: Handler,
         live: set[Process],
         doing: str,
+        operations: Operations,
+        names: Mapping[str, str],
         begin: Start,
         end: Callable[[Process], Awaitable[None]],
     ) -> None:
         self._handler = handler
         self._live = live
         self._doing = doing
+        self._operations = operations
+        self._names = names
         self._begin = begin
         self._end = end
+        self._process: Process | None = None
+        self._code = 0
         self._capture = Capture()
         self._theirs: list[int] = []
 
@@ -141,11 +150,11 @@ class Exec:
         out, out_end = self._capture.pipe()
         err, err_end = self._capture.pipe()
         self._theirs = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), out_end, err_end]
-        task = asyncio.ensure_future(self._run())
+        task = asyncio.ensure_future(self._operations.run(EXEC, self, self._names))
         try:
             async with asyncio.timeout(timeout or None) as bound:
-                code = await asyncio.shield(task)
-            return ExecResult(stdout=self._capture.taken(out), stderr=self._capture.taken(err), exit_code=code)
+                await asyncio.shield(task)
+            return ExecResult(stdout=self._capture.taken(out), stderr=self._capture.taken(err), exit_code=self._code)
         except TimeoutError:
             if not bound.expired():
                 raise
@@ -165,21 +174,34 @@ class Exec:
         while self._theirs:
             os.close(self._theirs.pop())
 
-    async def _run(self) -> int:
-        """From start to end; when cancelled, everything that was started ends first."""
-        process = await self._start()
-        self._live.add(process)
+    async def start(self) -> None:
+        """Its process is there."""
+        self._process = await self._start()
+        self._live.add(self._process)
+
+    async def wait(self) -> None:
+        """Its process has ended, and what it wrote is read."""
+        assert self._process is not None
+        end = await self._handler.wait(self._process)
+        await self._capture.drain(DRAIN_SECONDS)
+        self._code = end.code
+        self._let_go(self._process)
+
+    async def stop(self) -> None:
+        """Everything that was started ends."""
+        process = self._process
+        if process is None:
+            return
         try:
-            end = await self._handler.wait(process)
-            await self._capture.drain(DRAIN_SECONDS)
-            return end.code
-        except asyncio.CancelledError:
             await self._end(process)
             await self._handler.wait(process)
-            raise
         finally:
-            self._live.discard(process)
-            self._handler.forget(process)
+            self._let_go(process)
+
+    def _let_go(self, process: Process) -> None:
+        self._process = None
+        self._live.discard(process)
+        self._handler.forget(process)
 
     async def _start(self) -> Process:
         """Its process. Cancelling waits for it to be there, since only then it can be ended."""
@@ -197,6 +219,21 @@ class Exec:
             self._close_theirs()
 
 
+async def take_back(run: Exec | None) -> None:
+    """Everything that was started ends; of an earlier daemon's (None) nobody knows here what that is."""
+    if run is not None:
+        await run.stop()
+
+
+EXEC: Operation[Exec] = Operation("Exec", (Step("process", Exec.start, take_back), Step("wait", Exec.wait)))
+"""What a killed daemon leaves of one is ended by `Runtime.sweep` and at the next start: nobody waits for its output any more."""
+
+
+def process_in(store: Store, record: ContainerRecord, command: Sequence[str], *, tty: bool) -> dict[str, Any]:
+    """The OCI process of a further process in a container, with what the handler has to know of the container. Raises InvalidArgument."""
+    return exec_process(store.plan(record.id).spec, command, tty=tty) | {"container": record.id}
+
+
 def group_of(cgroups: Cgroups, facts: ContainerFacts, handler: str) -> tuple[Cgroup, str]:
     """The control group that an exec in a container joins, and its path if it is the exec's own ("" where it is the container's).
 
@@ -211,6 +248,7 @@ def group_of(cgroups: Cgroups, facts: ContainerFacts, handler: str) -> tuple[Cgr
 async def exec_sync(
     handler: Handler,
     cgroups: Cgroups,
+    operations: Operations,
     facts: ContainerFacts,
     live: set[Process],
     exec_id: str,
@@ -233,7 +271,7 @@ async def exec_sync(
         handler.signal(started, signal.SIGKILL)  # what stands in for it, where that does not end with it
 
     try:
-        return await Exec(handler, live, doing, begin, end).run(timeout)
+        return await Exec(handler, live, doing, operations, {"exec": exec_id}, begin, end).run(timeout)
     finally:
         if leaf:
             await cgroups.clear_leaf(leaf)

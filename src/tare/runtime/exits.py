@@ -10,11 +10,13 @@ on the way is logged and does not keep the end from being recorded; RemoveContai
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
+from tare import subject
 from tare.errors import DeadlineExceeded, describe
 from tare.handlers.builtin import ExitRecord, Process
 from tare.runtime import lifecycle
@@ -86,11 +88,14 @@ class Watchers:
         self._logs = logs
         self._watches: dict[str, _Watch] = {}
         self._pods: dict[str, asyncio.Task[None]] = {}
+        self.on_end: Callable[[ContainerRecord], None] | None = None  # told of each whose end is on record
 
     def watch(self, container_id: str) -> None:
         """From now on. The container RUNS, or is EXITED with facts left to clean up."""
         watch = self._watches[container_id] = _Watch()
-        watch.task = asyncio.ensure_future(self._follow(container_id, watch))
+        # In a context of its own: its end is no part of the call that started it.
+        loop, context = asyncio.get_running_loop(), contextvars.Context()
+        watch.task = loop.create_task(self._follow(container_id, watch), context=context)
         try:
             self._cgroups.watch(self._store.container_facts[container_id].cgroup)
         except OSError as error:  # no descriptors, a full disk: its end matters more than what it died of
@@ -133,6 +138,8 @@ class Watchers:
 
     async def _follow(self, container_id: str, watch: _Watch) -> None:
         """See a container to its end. What goes wrong on the way (a full disk, no descriptors) is tried again until it does not."""
+        record = self._store.containers.get(container_id)
+        subject.bind(container=container_id, pod=record.pod_id if record is not None else "")
         pause = RETRY_SECONDS
         while not watch.cleaned.is_set():
             try:
@@ -161,6 +168,8 @@ class Watchers:
         current = self._store.containers.get(record.id, record)
         after = ended(current, end, oom_kills)
         self._store.put_container(after)
+        if self.on_end is not None:
+            self.on_end(after)
         log.info("container %s exited: code %d, %s", record.id, after.exit_code, after.reason)
 
     async def _drain(self, group: str, container_id: str) -> None:

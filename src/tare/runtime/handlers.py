@@ -124,7 +124,7 @@ class Handlers:
         overlay: Overlay,
         cgroup: Cgroup,
         tty_sink: Callable[[int], Awaitable[None]] | None,
-        on_created: Callable[[Process], None] | None,
+        on_created: Callable[[Process], Awaitable[None] | None] | None,
         place: Callable[[Process], Awaitable[None]] | None = None,
     ) -> Process:
         """By the handler of that name."""

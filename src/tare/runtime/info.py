@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tare.config import BUILTIN
+from tare.errors import TareError
+from tare.runtime.bounds import deadline
 from tare.runtime.ports import Parts
-from tare.runtime.records import ContainerRecord, PodRecord
+from tare.runtime.records import ContainerRecord, NamespaceMode, PodRecord, PodState
+
+NETWORK_SECONDS = 30.0  # plugins that check a pod may take their time
 
 
-def of_pod(parts: Parts, pod: PodRecord) -> Mapping[str, object]:
+async def of_pod(parts: Parts, pod: PodRecord) -> Mapping[str, object]:
     """Its namespaces, its network, where it keeps what. Times are ns since the epoch."""
     facts = parts.store.pod_facts.get(pod.id)
     pins = facts.pins if facts is not None else {}
@@ -17,7 +21,7 @@ def of_pod(parts: Parts, pod: PodRecord) -> Mapping[str, object]:
         "runtimeHandler": pod.handler or BUILTIN,
         "pid": facts.pause.pid if facts is not None and facts.pause is not None else 0,
         "namespaces": pins,
-        "network": {"ips": pod.ips, "namespace": pins.get("net", "")},
+        "network": {"ips": pod.ips, **await of_network(parts, pod, pins.get("net", ""))},
         "cgroupParent": pod.cgroup_parent,
         "resources": pod.config.resources,
         "overhead": pod.config.overhead,
@@ -25,6 +29,19 @@ def of_pod(parts: Parts, pod: PodRecord) -> Mapping[str, object]:
         "loggerGroup": facts.group if facts is not None else "",
         "timings": {"createdAt": pod.created_at},
     }
+
+
+async def of_network(parts: Parts, pod: PodRecord, netns: str) -> Mapping[str, object]:
+    """The way of a pod's packets, and what of it is not as it was made; a pod that was stopped has none."""
+    if pod.config.security.namespaces.network is NamespaceMode.NODE:
+        return {"mode": "node"}
+    if pod.state is not PodState.READY or not netns:
+        return {"mode": "none"}
+    try:
+        async with deadline(NETWORK_SECONDS, f"look at the network of pod {pod.id}"):
+            return await parts.network.path(pod.id, netns)
+    except TareError as error:
+        return {"troubles": [str(error)]}
 
 
 def of_container(parts: Parts, record: ContainerRecord) -> Mapping[str, object]:

@@ -60,6 +60,11 @@ class Joining(Generic[R]):
         self._calls: dict[str, _Call[R]] = {}
         self._discarding: set[asyncio.Task[None]] = set()
 
+    @property
+    def unclaimed(self) -> int:
+        """How many results nobody has come for yet."""
+        return sum(call.timer is not None for call in self._calls.values())
+
     def known(self, name: str) -> bool:
         """Is a call of this name under way or unclaimed?"""
         return name in self._calls
@@ -140,3 +145,11 @@ class Joining(Generic[R]):
             await self._discard(call.future.result())
         except Exception as error:  # noqa: BLE001 - nobody waits for this; what is left stays listed and can be removed by its ID
             log.warning("%s %s: undo %s: %s", self._kind, name, call.holder, describe(error))
+
+
+def no_effect(_: str) -> None:
+    """A start needs no claim."""
+
+
+async def nothing_to_discard(_: str) -> None:
+    """A container whose start nobody came back for runs all the same."""

@@ -37,6 +37,7 @@ class ContainerEvent(enum.Enum):
     START = "start"
     START_FAILED = "fail to start"
     EXEC = "exec in"
+    ATTACH = "attach to"
     REOPEN_LOG = "reopen the log of"
     UPDATE = "update the limits of"
     STOP = "stop"
@@ -63,6 +64,8 @@ CONTAINER: Mapping[tuple[ContainerState | None, ContainerEvent], ContainerState 
     (ContainerState.CREATED, ContainerEvent.START): ContainerState.RUNNING,
     (ContainerState.CREATED, ContainerEvent.START_FAILED): ContainerState.EXITED,
     (ContainerState.RUNNING, ContainerEvent.EXEC): ContainerState.RUNNING,
+    (ContainerState.CREATED, ContainerEvent.ATTACH): ContainerState.CREATED,
+    (ContainerState.RUNNING, ContainerEvent.ATTACH): ContainerState.RUNNING,
     (ContainerState.RUNNING, ContainerEvent.REOPEN_LOG): ContainerState.RUNNING,
     (ContainerState.RUNNING, ContainerEvent.UPDATE): ContainerState.RUNNING,
     (ContainerState.CREATED, ContainerEvent.STOP): ContainerState.CREATED,

@@ -59,5 +59,13 @@ class Locks:
             cause = f"{lock.holder} did not end within {self._patience:g} s"
             raise DeadlineExceeded(doing, step="wait", cause=cause) from None
 
+    def waiting(self) -> int:
+        """How many wait for a lock that another has."""
+        return sum(lock.users - lock.lock.locked() for lock in self._locks.values())
+
+    def held(self) -> set[str]:
+        """The keys that somebody has, or waits for."""
+        return set(self._locks)
+
     def __len__(self) -> int:
         return len(self._locks)

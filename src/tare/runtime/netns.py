@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import os
 import socket
-import threading
 from pathlib import Path
 
-CLONE_NEWNET = 0x40000000
+from tare.network import place
+
 CONNECT_SECONDS = 10.0
 LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def make_socket(namespace: Path | None, family: socket.AddressFamily) -> socket.socket:
     """A TCP socket in the namespace that a file pins; None: the node's. Raises OSError."""
     if namespace is None:
         return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    made: list[socket.socket | OSError] = []
-
-    def enter() -> None:
-        try:
-            switch(namespace)
-            made.append(make_socket(None, family))
-        except OSError as error:
-            made.append(error)
-
-    thread = threading.Thread(target=enter, name="netns")
-    thread.start()
-    thread.join()
-    (result,) = made
-    if isinstance(result, OSError):
-        raise result
-    return result
+    return place.inside(namespace, lambda: make_socket(None, family))
 
 
 async def make_apart(namespace: Path | None, family: socket.AddressFamily) -> socket.socket:
@@ -55,17 +37,6 @@ def close_made(making: asyncio.Future[socket.socket]) -> None:
     """What nobody waits for any more."""
     if not making.cancelled() and making.exception() is None:
         making.result().close()
-
-
-def switch(namespace: Path) -> None:
-    """Move the calling thread, which is to end soon, into the namespace that a file pins. Raises OSError."""
-    fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if _libc.setns(fd, CLONE_NEWNET):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(namespace))
-    finally:
-        os.close(fd)
 
 
 async def connect(namespace: Path | None, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

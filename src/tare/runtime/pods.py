@@ -1,7 +1,7 @@
 """RunPodSandbox, StopPodSandbox and RemovePodSandbox as lists of steps.
 
-    run      cgroup ─ directory ─ shm ─ namespaces ─ network ─ files ─ record      undone when it fails
-    stop     containers ─ network ─ namespaces ─ shm ─ cgroup ─ record             finished after a crash
+    run      cgroup ─ directory ─ shm ─ namespaces ─ network ─ files ─ plugins ─ record      undone when it fails
+    stop     containers ─ plugins ─ network ─ namespaces ─ shm ─ cgroup ─ record             finished after a crash
     remove   (stopped and empty) directory ─ cgroup ─ record                       finished after a crash
 
 A pod is on record only once all of it exists. Steps know nothing of locks and of who waits (`service`).
@@ -21,11 +21,12 @@ from tare.handlers.plans import Mappings
 from tare.network import bandwidth, hostports
 from tare.network.hostports import Port
 from tare.network.wishes import Wishes
-from tare.runtime import groups, labels, lifecycle, podfiles, sysctls
+from tare.runtime import groups, labels, lifecycle, podfiles, sysctls, updating
 from tare.runtime.bounds import deadline, kernel_errors, twice
 from tare.runtime.exits import process_of
+from tare.runtime.plugins import Moment, Subject, of_pod
 from tare.runtime.ports import Parts
-from tare.runtime.records import DnsConfig, IdMapping, NamespaceMode, PodConfig, PodRecord, ProcessFact
+from tare.runtime.records import DnsConfig, IdMapping, NamespaceMode, PodConfig, PodRecord, ProcessFact, Resources
 from tare.runtime.store import PodFacts
 from tare.state.operations import Operation, Step
 
@@ -133,9 +134,11 @@ def owner_of(pod_id: str, config: PodConfig, node: labels.Kernel) -> podfiles.Ow
 
 
 async def make_cgroup(run: PodRun) -> None:
-    """The parent of the containers' groups, where the kubelet has not made it."""
-    if run.made_cgroups:
-        await run.parts.cgroups.make_parent(run.cgroup_parent)
+    """The parent of the containers' groups, with the pod's limits, where the kubelet has not made it: its own has them already."""
+    if run.made_cgroups and await run.parts.cgroups.make_parent(run.cgroup_parent):
+        changes = updating.limits(run.request.resources or Resources())
+        if changes:
+            await run.parts.cgroups.update(run.cgroup_parent, changes)
 
 
 async def remove_cgroup(run: PodRun) -> None:
@@ -277,15 +280,28 @@ async def write_files(run: PodRun) -> None:
         podfiles.write(run.parts.pod_directory(run.id), texts, run.owner)
 
 
-async def record(run: PodRun) -> None:
-    """From here on the pod exists."""
-    store = run.parts.store
+async def ask_plugins(run: PodRun) -> None:
+    """Those of the node agree, with everything in place and nothing to be seen yet."""
+    plugins = run.parts.plugins
+    await plugins.making(run.id)
+    if plugins.active:
+        await plugins.ask(Moment.RUN_POD, Subject(pod=as_record(run), facts=facts_of(run)))
+
+
+async def tell_plugins(run: PodRun) -> None:
+    """They are told that it is not made after all; those of a later daemon have not heard of it."""
+    plugins = run.parts.plugins
+    if run.config is not None and plugins.active:
+        subject = Subject(pod=as_record(run), facts=facts_of(run))
+        await plugins.tell(Moment.STOP_POD, subject)
+        await plugins.tell(Moment.REMOVE_POD, subject)
+
+
+def as_record(run: PodRun) -> PodRecord:
+    """The pod as it is put on record."""
     state = lifecycle.pod_after(None, lifecycle.PodEvent.RUN, run.id)
     assert state is not None
-    taken = (facts.group for facts in store.pod_facts.values())
-    family = groups.family(run.request, run.handler)
-    group = groups.choose(family, taken, run.parts.config.pods_per_logger)
-    pod = PodRecord(
+    return PodRecord(
         id=run.id,
         config=run.request,
         handler=run.handler,
@@ -295,7 +311,15 @@ async def record(run: PodRun) -> None:
         cgroup_parent=run.cgroup_parent,
         owns_cgroup_parent=bool(run.made_cgroups),
     )
-    store.add_pod(pod, facts_of(run, group))
+
+
+async def record(run: PodRun) -> None:
+    """From here on the pod exists."""
+    store = run.parts.store
+    taken = (facts.group for facts in store.pod_facts.values())
+    family = groups.family(run.request, run.handler)
+    group = groups.choose(family, taken, run.parts.config.pods_per_logger)
+    store.add_pod(as_record(run), facts_of(run, group))
 
 
 async def unrecord(run: PodRun) -> None:
@@ -315,6 +339,7 @@ RUN_POD: Operation[PodRun] = Operation(
         Step("namespaces", make_namespaces, remove_namespaces),
         Step("network", attach, detach),
         Step("files", write_files),
+        Step("plugins", ask_plugins, tell_plugins),
         Step("record", record, unrecord),
     ),
 )
@@ -336,10 +361,22 @@ class PodRef:
         return {"pod": self.id}
 
 
+def restore_ref(parts: Parts, names: Mapping[str, str]) -> PodRef:
+    """The pod that an intent speaks of."""
+    return PodRef(parts=parts, id=names["pod"])
+
+
 async def stop_containers(pod: PodRef) -> None:
     """All of its containers end, at once."""
     kills = (pod.parts.exits.kill(member, f"stop pod {pod.id}") for member in pod.parts.store.members(pod.id))
     await asyncio.gather(*kills)
+
+
+async def tell_of_stop(pod: PodRef) -> None:
+    """Plugins hear of it while what the pod has is there."""
+    record = pod.parts.store.pods.get(pod.id)
+    if pod.parts.plugins.active and record is not None:
+        await pod.parts.plugins.tell(Moment.STOP_POD, of_pod(pod.parts.store, record))
 
 
 async def stop_network(pod: PodRef) -> None:
@@ -385,6 +422,7 @@ STOP_POD: Operation[PodRef] = Operation(
     "StopPodSandbox",
     (
         Step("containers", stop_containers),
+        Step("plugins", tell_of_stop),
         Step("network", stop_network),
         Step("namespaces", stop_namespaces),
         Step("shm", stop_shm),

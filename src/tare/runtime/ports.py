@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tare.config import RuntimeConfig
+from tare.runtime.arrivals import Arrivals
 from tare.runtime.labels import Kernel
+from tare.runtime.plugins import Plugins
 from tare.runtime.store import Store
 from tare.state.operations import Operations
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from tare.cgroups.layout import Layout
     from tare.cgroups.manager import Cgroup
     from tare.handlers.builtin import ExitRecord, PodNamespaces, Process, SourceInfo
+    from tare.handlers.criu_dump import Outside
+    from tare.handlers.criu_restore import Restoring
     from tare.handlers.plans import Mappings
     from tare.images.records import ImageRecord
     from tare.network.attach import Attachment
@@ -64,10 +68,10 @@ class Handler(Protocol):
         overlay: Overlay,
         cgroup: Cgroup,
         tty_sink: Callable[[int], Awaitable[None]] | None,
-        on_created: Callable[[Process], None] | None,
+        on_created: Callable[[Process], Awaitable[None] | None] | None,
         place: Callable[[Process], Awaitable[None]] | None,
     ) -> Process:
-        """A container's main process, past its exec, by the runtime handler of that name; `on_created` is told before that.
+        """A container's main process, past its exec, by the runtime handler of that name; `on_created` is told before that, and awaited.
 
         With `place` it waits, before all else, until that has put it into its cgroups.
         """
@@ -165,6 +169,9 @@ class Network(Protocol):
     def describe(self) -> Mapping[str, object]:
         """What there is, for people."""
 
+    async def path(self, pod_id: str, netns: str) -> Mapping[str, object]:
+        """A pod's way through the node, whose namespace is pinned at `netns`, JSON-able; `troubles` says what is not as it was made."""
+
     async def close(self) -> None:
         """Finish, or leave to the next daemon, what is under way."""
 
@@ -237,6 +244,12 @@ class Cgroups(Protocol):
     async def kill(self, path: str) -> None:
         """Kill all in it. Idempotent."""
 
+    async def freeze(self, path: str, timeout: float) -> None:
+        """All in it stands still. Raises DeadlineExceeded, NotFound."""
+
+    async def thaw(self, path: str, timeout: float) -> None:
+        """All in it goes on. Raises DeadlineExceeded, NotFound."""
+
     def processes(self, path: str) -> list[int]:
         """Who is in it."""
 
@@ -248,6 +261,72 @@ class Cgroups(Protocol):
 
     def warm(self) -> bool:
         """Make joining a group cheap for a moment, at the price of a wait here; whether it can be dear."""
+
+
+class Criu(Protocol):
+    """Dumps and restores containers (`handlers.checkpointer`)."""
+
+    async def require(self, doing: str) -> None:
+        """Raises FailedPrecondition where it is not there, or too old."""
+
+    async def outlive(self) -> None:
+        """What an earlier daemon has had dumped is dumped."""
+
+    def strangers(self, target: Process, processes: Collection[int]) -> list[int]:
+        """Which of a container's processes are not below its first one."""
+
+    async def dump(
+        self,
+        target: Process,
+        spec: Mapping[str, Any],
+        *,
+        cgroup: Cgroup,
+        fifos: Path,
+        directory: Path,
+        doing: str,
+    ) -> Outside:
+        """Have a container that stands still written down in a directory."""
+
+    async def restore(
+        self,
+        container_id: str,
+        spec: Mapping[str, Any],
+        what: Restoring,
+        *,
+        overlay: Overlay,
+        cgroup: Cgroup,
+        freeze: Callable[[], Awaitable[None]],
+        place: Callable[[Process], Awaitable[None]] | None,
+    ) -> Process:
+        """Its first process; all of them stand still (`freeze` is called for that)."""
+
+    def check_mounts(self, spec: Mapping[str, Any], external: Sequence[str], doing: str) -> None:
+        """Raises InvalidArgument where the configuration does not say what is to be at one of these mounts."""
+
+
+class Checkpoints(Protocol):
+    """Directories of checkpoints (`storage.checkpoints`)."""
+
+    def taken(self, name: str) -> Path:
+        """Where one is put together."""
+
+    def restored(self, container_id: str) -> Path:
+        """Where what a container is restored from is."""
+
+    async def make(self, directory: Path) -> None:
+        """Make one, empty."""
+
+    async def remove(self, directory: Path) -> None:
+        """Delete one. Idempotent."""
+
+    def list_taken(self) -> Sequence[str]:
+        """What is being put together, or was."""
+
+    def list_restored(self) -> Sequence[str]:
+        """Containers of which there is something."""
+
+    async def collect(self) -> None:
+        """Delete what is left of removals that were cut off."""
 
 
 class Snapshots(Protocol):
@@ -343,7 +422,11 @@ class Parts:
     seccomp: Callable[[Mapping[str, Any]], Awaitable[object]]
     confinement: Callable[[], Kernel]
     cdi: Devices
+    criu: Criu
+    checkpoints: Checkpoints
     exits: Exits
+    plugins: Plugins
+    arrivals: Arrivals = field(default_factory=Arrivals)
 
     def pod_directory(self, pod_id: str) -> Path:
         """Where a pod's files and pinned namespaces are."""

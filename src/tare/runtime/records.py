@@ -125,7 +125,10 @@ class HugepageLimit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """CRI LinuxContainerResources, verbatim. Zero or empty means not set; `cpu_quota` −1 and `memory_swap_limit` −1 mean no limit."""
+    """CRI LinuxContainerResources, verbatim. Zero or empty means not set; `cpu_quota` −1 and `memory_swap_limit` −1 mean no limit.
+
+    `more` is what CRI does not have and plugins (NRI) set, by its path below OCI's linux.resources ("memory.reservation", "pids.limit").
+    """
 
     cpu_period: int = 0
     cpu_quota: int = 0
@@ -137,6 +140,7 @@ class Resources:
     hugepage_limits: tuple[HugepageLimit, ...] = ()
     unified: dict[str, str] = field(default_factory=dict)
     memory_swap_limit: int = 0
+    more: dict[str, int | bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,20 +13,36 @@ Nothing here keeps the daemon from serving: what cannot be settled is logged and
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from tare.errors import describe
-from tare.runtime import containers, creating, exits, lifecycle, podfiles, pods, strays, updating
+from tare.errors import FailedPrecondition, describe
+from tare.runtime import (
+    checkpoint,
+    checkpointing,
+    containers,
+    creating,
+    exec,
+    exits,
+    lifecycle,
+    podfiles,
+    pods,
+    stopping,
+    strays,
+    updating,
+)
 from tare.runtime.bounds import deadline
 from tare.runtime.exits import Watchers, process_of
 from tare.runtime.ports import Parts
 from tare.runtime.records import ContainerState, PodState
 from tare.runtime.service import Runtime
 from tare.runtime.store import PodFacts, container_key
+from tare.state.operations import Operation
 
 log = logging.getLogger(__name__)
 EXEC_SECONDS = 5.0
@@ -37,7 +53,8 @@ async def recover(runtime: Runtime, watchers: Watchers) -> None:
     """Once, after the handler is connected and before the first call."""
     parts = runtime.parts
     pending = parts.operations.pending()
-    started = [intent.subject["container"] for intent in pending if intent.operation == containers.START_CONTAINER.name]
+    starts = (containers.START_CONTAINER.name, containers.START_HELD.name)
+    started = [intent.subject["container"] for intent in pending if intent.operation in starts]
     for container_id in started:
         await attempt(f"go on with the start of container {container_id}", go_on(parts, container_id))
     await undo(parts)
@@ -47,6 +64,7 @@ async def recover(runtime: Runtime, watchers: Watchers) -> None:
     for pod_id, facts in list(parts.store.pod_facts.items()):
         look_at_pod(parts, watchers, pod_id, facts)
     await finish(parts)
+    await attempt("remove pods that were being restored", undo_revived(runtime))
     await attempt("recover the network", parts.network.recover(set(parts.store.pod_facts)))
     await sweep(parts)
     offer(runtime, started)
@@ -57,32 +75,67 @@ async def go_on(parts: Parts, container_id: str) -> None:
     record, facts = parts.store.containers.get(container_id), parts.store.container_facts.get(container_id)
     if record is None or facts is None or record.state is not ContainerState.CREATED:
         return
+    if parts.store.plan(container_id).checkpoint is not None:  # what is on record is restored, and may stand still
+        await parts.cgroups.thaw(facts.cgroup, EXEC_SECONDS)
     async with deadline(EXEC_SECONDS, f"see container {container_id} run"):
         ran = await parts.handler.came_to_run(process_of(facts.process))
     if ran:
         containers.put_running(parts, record, time.time_ns())
 
 
+def nothing(parts: Parts, names: Mapping[str, str]) -> None:
+    """For what leaves nothing of its own: who asked for a stop asks again, and commands that nobody waits for are swept."""
+
+
+Restore = Callable[[Parts, Mapping[str, str]], Any]
+UNDONE: tuple[tuple[Operation[Any], Restore], ...] = (
+    (checkpoint.CHECKPOINT_CONTAINER, checkpoint.restore),
+    (checkpoint.CHECKPOINT_POD, checkpoint.restore),
+    (containers.RESTORE_CONTAINER, containers.restore),
+    (containers.START_HELD, containers.restore),
+    (containers.START_CONTAINER, containers.restore),
+    (creating.CREATE_CONTAINER, creating.restore),
+    (pods.RUN_POD, pods.restore),
+    (updating.UPDATE_CONTAINER, updating.restore),
+    (updating.UPDATE_POD, updating.restore),
+    (stopping.STOP_CONTAINER, nothing),
+    (exec.EXEC, nothing),
+)
+FINISHED: tuple[tuple[Operation[Any], Restore], ...] = (
+    (pods.STOP_POD, pods.restore_ref),
+    (containers.REMOVE_CONTAINER, containers.restore_removal),
+    (pods.REMOVE_POD, pods.restore_ref),
+)
+
+
+async def settle(parts: Parts, some: Iterable[tuple[Operation[Any], Restore]], only: str | None = None) -> int:
+    """Undo or finish what stands of these operations; how many there were."""
+    count = 0
+    for operation, restore in some:
+        count += await parts.operations.recover(operation, functools.partial(restore, parts), only)
+    return count
+
+
+async def again(parts: Parts, key: str, name: str) -> None:
+    """Undo or finish one intent once more, of a daemon that serves. Raises FailedPrecondition where it stands still."""
+    known = [(operation, restore) for operation, restore in (*UNDONE, *FINISHED) if operation.name == name]
+    await settle(parts, known, key)
+    left = [intent for intent in parts.operations.pending(key) if intent.operation == name]
+    if left:
+        cause = "; ".join(left[0].failures) or "only the daemon's next start takes it up"
+        raise FailedPrecondition(f"finish {name}", cause=cause)
+
+
 async def undo(parts: Parts) -> None:
     """Half-made pods, containers and starts, and half-made changes of them."""
-    operations = parts.operations
-    count = await operations.recover(containers.START_CONTAINER, lambda names: containers.restore(parts, names))
-    count += await operations.recover(creating.CREATE_CONTAINER, lambda names: creating.restore(parts, names))
-    count += await operations.recover(pods.RUN_POD, lambda names: pods.restore(parts, names))
-    for update in (updating.UPDATE_CONTAINER, updating.UPDATE_POD):
-        count += await operations.recover(update, lambda names: updating.restore(parts, names))
+    count = await settle(parts, UNDONE)
     if count:
         log.info("%d operations that an earlier daemon left half done were taken back", count)
 
 
 async def finish(parts: Parts) -> None:
     """Stops and removals that were under way."""
-    operations = parts.operations
-    count = await operations.recover(pods.STOP_POD, lambda names: pods.PodRef(parts=parts, id=names["pod"]))
-    count += await operations.recover(
-        containers.REMOVE_CONTAINER, lambda names: containers.restore_removal(parts, names)
-    )
-    count += await operations.recover(pods.REMOVE_POD, lambda names: pods.PodRef(parts=parts, id=names["pod"]))
+    count = await settle(parts, FINISHED)
     if count:
         log.info("%d operations that an earlier daemon left half done were finished", count)
 
@@ -130,9 +183,27 @@ async def sweep(parts: Parts) -> None:
             log.info("the writable layer %s belongs to no container: removed", container_id)
             await attempt(f"remove the writable layer {container_id}", parts.snapshots.remove(container_id))
     await attempt("remove what is left of removed writable layers", parts.snapshots.collect())
+    await attempt("remove what is left of checkpoints", sweep_checkpoints(parts))
     await attempt("end commands that nobody waits for", parts.handler.end_stray_commands(None))
     left = strays.find(parts.run, strays.known(store) | parts.handler.live_commands(), None)
     await attempt("end processes that nobody waits for", strays.end(parts.run, parts.handler, left))
+
+
+async def undo_revived(runtime: Runtime) -> None:
+    """Pods that RestorePod was making: removed as any other is, and so when their containers are watched."""
+    restore = functools.partial(checkpointing.restore, runtime)
+    await runtime.parts.operations.recover(checkpointing.RESTORE_POD, restore)
+
+
+async def sweep_checkpoints(parts: Parts) -> None:
+    """Those that were being taken, and those that nothing is to be restored from any more."""
+    kept = {record.id for record in parts.store.containers.values() if record.state is ContainerState.CREATED}
+    unfinished = {name for intent in parts.operations.pending() for name in intent.subject.values()}
+    for name in set(parts.checkpoints.list_taken()) - unfinished:
+        await parts.checkpoints.remove(parts.checkpoints.taken(name))
+    for name in set(parts.checkpoints.list_restored()) - kept:
+        await parts.checkpoints.remove(parts.checkpoints.restored(name))
+    await parts.checkpoints.collect()
 
 
 def strangers(directory: Path, known: Iterable[str]) -> list[str]:

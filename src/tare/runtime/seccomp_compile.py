@@ -1,6 +1,6 @@
 """Seccomp profiles compiled to BPF by libseccomp.so.2, once for each content.
 
-What libseccomp does not know, and what the profile is too old for, is `seccomp_newer`'s.
+What libseccomp does not know, and what the profile is too old for, is `seccomp_newer`'s; `seccomp_shrink` makes the program smaller.
 
     <root>/seccomp/<key>.bpf    32 bytes of SHA-256 over the rest, then the program (struct sock_filter, 8 bytes each)
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import hashlib
-import json
 import logging
 import os
 import secrets
@@ -25,10 +24,11 @@ from tare.errors import FailedPrecondition, InternalError, InvalidArgument, desc
 from tare.handlers.compile import Filter
 from tare.runtime.seccomp_newer import NOT_THERE, Table, number_of, prologue
 from tare.runtime.seccomp_profile import ARCHITECTURES, check_profile, listener, notifies
+from tare.runtime.seccomp_shrink import shrunk
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 REMEMBERED = 64
 DIGEST = 32
 MOST_INSTRUCTIONS = 4096
@@ -82,8 +82,10 @@ class SeccompCompiler:
 
         Raises InvalidArgument for what is no profile, FailedPrecondition where libseccomp is not installed.
         """
+        import msgspec  # not by `tare oci`, which compiles by this module and has the standard library alone
+
         flags = filter_flags(profile)
-        text = json.dumps(profile, sort_keys=True, separators=(",", ":"))
+        text = msgspec.json.encode(profile, order="deterministic").decode()
         key = text_key(text)
         if key not in self._programs:
             async with self._lock:
@@ -194,7 +196,7 @@ def compile_profile(library: ctypes.CDLL, profile: Mapping[str, Any]) -> bytes:
             [table(library, token, profile, default, passing=passing) for token in tokens],
             absent=not passing and default != NOT_THERE,
         )
-        return checked(first + export(library, context))
+        return checked(shrunk(first + export(library, context)))
     finally:
         library.seccomp_release(context)
 

@@ -15,24 +15,28 @@ import itertools
 import logging
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
+from tare import subject
 from tare.errors import AlreadyExists, FailedPrecondition, TareError, Unavailable, describe
 from tare.handlers.builtin import Process
-from tare.runtime import containers, creating, exec, info, lifecycle, pods, strays, updating
+from tare.runtime import containers, creating, exec, info, lifecycle, plugins, pods, strays, updating
 from tare.runtime.abilities import Abilities, check_handler
 from tare.runtime.bounds import deadline
+from tare.runtime.checkpointing import Checkpointing
 from tare.runtime.containers import LOGGER_SECONDS
 from tare.runtime.events import Event
 from tare.runtime.exits import Watchers
-from tare.runtime.joining import Joining
+from tare.runtime.joining import Joining, no_effect, nothing_to_discard
 from tare.runtime.lifecycle import ContainerEvent, PodEvent
 from tare.runtime.locks import Locks
+from tare.runtime.plugins import Moment
 from tare.runtime.ports import Cgroups, Parts
 from tare.runtime.records import ContainerConfig, ContainerRecord, PodConfig, PodRecord, PodState, Resources
-from tare.runtime.spec import exec_process
 from tare.runtime.stats import Stats
-from tare.runtime.stopping import Stops
+from tare.runtime.stopping import Purposes, Stops
 from tare.runtime.store import PodView, container_key
 
 log = logging.getLogger(__name__)
@@ -100,38 +104,43 @@ class Runtime:
     def __init__(self, parts: Parts, watchers: Watchers) -> None:
         self.parts = parts
         self.stats = Stats(parts)
+        self.checkpoints = Checkpointing(self)
         self.abilities = Abilities()
         self._store = parts.store
         self._watchers = watchers
-        self._stops = Stops(parts.store, parts.handler, watchers)
-        self._locks = Locks()
+        self._stops = Stops(parts.store, parts.handler, watchers, parts.operations)
+        self.locks = self._locks = Locks()
         self._closing: set[str] = set()
+        self.stopping = Purposes()
         self._warmth = Warmth(parts.cgroups)
         self._exec_numbers = itertools.count(1)
         self.execs: set[Process] = set()
         self._sweep: asyncio.Task[None] | None = None
+        self._changing = asyncio.Lock()  # of limits, while plugins may want those of other containers changed
         parts.handler.on_lost(self._sweep_soon)
+        watchers.on_end = partial(plugins.ended, parts)
         self.runs: Joining[str] = Joining("run pod", claimed=parts.store.claim, discard=self.remove_pod)
         self.creations: Joining[str] = Joining(
             "create container", claimed=parts.store.claim, discard=self.remove_container
         )
-        self.starts: Joining[str] = Joining("start container", claimed=_no_effect, discard=_nothing_to_discard)
+        self.starts: Joining[str] = Joining("start container", claimed=no_effect, discard=nothing_to_discard)
 
     # Pods
 
-    async def run_pod(self, config: PodConfig, handler: str) -> str:
-        """A new pod's ID. Raises AlreadyExists, InvalidArgument, FailedPrecondition, and what its steps raise."""
+    async def run_pod(self, config: PodConfig, handler: str, pod_id: str = "") -> str:
+        """A new pod's ID (one that is given, else any). Raises AlreadyExists, InvalidArgument, FailedPrecondition, and what its steps raise."""
         self.abilities.check_pod(config)
         if handler not in ("", BUILTIN):
             await self.parts.handler.look()
         handler = self.parts.handler.choose(handler, config)
         name = config.metadata.key
         self._refuse_taken(self.runs, name, "run pod")
-        pod_id = new_id()
+        pod_id = pod_id or new_id()
         return await self.runs.run(name, (config, handler), pod_id, lambda: self._run_pod(pod_id, config, handler))
 
     async def _run_pod(self, pod_id: str, config: PodConfig, handler: str) -> str:
         name = config.metadata.key
+        subject.bind(pod=pod_id)
         self._store.reserve_pod(name, pod_id)
         try:
             async with self._locks.hold(pod_id, f"run pod {pod_id}"):
@@ -140,6 +149,7 @@ class Runtime:
                 if run.namespaces is not None and run.namespaces.pause is not None:
                     self._watchers.watch_pod(pod_id, run.namespaces.pause)
         finally:
+            self.parts.plugins.made(pod_id)
             self._store.release_pod(name, pod_id)
         log.info("pod %s runs: %s/%s", pod_id, config.metadata.namespace, config.metadata.name)
         return pod_id
@@ -155,6 +165,7 @@ class Runtime:
         if pod is None:
             return
         self.runs.used(pod.config.metadata.key)
+        self.stopping.tell(pod.id)
         async with self._locks.hold(pod.id, f"stop pod {pod.id}"):
             await self._stop_pod(pod.id)
 
@@ -183,16 +194,19 @@ class Runtime:
         if pod is None:
             return
         self.runs.used(pod.config.metadata.key)
+        self.stopping.tell(pod.id)
         async with self._locks.hold(pod.id, f"remove pod {pod.id}"):
             await self._stop_pod(pod.id)
             await self._settle_members(pod.id, f"remove pod {pod.id}")
             for member in self._store.members(pod.id):
                 await self.remove_container(member)
+            subject.bind(container="")  # the last one's
             if pod.id not in self._store.pods:
                 return
             lifecycle.pod_after(self._store.pods[pod.id].state, PodEvent.REMOVE, pod.id)
             ref = pods.PodRef(parts=self.parts, id=pod.id)
             await self.parts.operations.run(pods.REMOVE_POD, ref, ref.names)
+            await plugins.tell_pod(self.parts, Moment.REMOVE_POD, pod)
         log.info("pod %s removed", pod.id)
 
     def pod_status(self, pod_id: str) -> PodView:
@@ -209,7 +223,9 @@ class Runtime:
         self.runs.used(pod.config.metadata.key)
         async with self._locks.hold(pod.id, f"update pod {pod.id}"):
             update = updating.pod_update(self.parts, self._store.pod(pod.id, "update"), wanted, overhead)
+            await plugins.ask_pod(self.parts, Moment.UPDATE_POD, pod, wanted, overhead)
             await self.parts.operations.run(updating.UPDATE_POD, update, update.names)
+            await plugins.tell_pod(self.parts, Moment.POD_UPDATED, self._store.pods.get(pod.id))
         log.info("pod %s: limits updated", pod.id)
 
     # Containers
@@ -229,6 +245,7 @@ class Runtime:
 
     async def _create(self, container_id: str, pod_id: str, config: ContainerConfig, pod_config: PodConfig) -> str:
         name = container_key(pod_id, config.metadata)
+        subject.bind(container=container_id, pod=pod_id)
         self._store.reserve_container(name, container_id, pod_id)
         self._warmth.renew()
         try:
@@ -236,7 +253,9 @@ class Runtime:
                 pod = self._open_pod(pod_id, PodEvent.CREATE)
                 creation = creating.begin(self.parts, container_id, pod, config, pod_config)
                 await self.parts.operations.run(creating.CREATE_CONTAINER, creation, creation.names)
+                await plugins.tell_container(self.parts, Moment.CREATED, container_id)
         finally:
+            self.parts.plugins.made(container_id)
             self._store.let_layers_go(container_id)
             self._store.release_container(name, container_id, pod_id)
         log.info("container %s created in pod %s: %s", container_id, pod_id, config.metadata.name)
@@ -253,6 +272,7 @@ class Runtime:
     async def start_container(self, container_id: str) -> None:
         """It RUNS. Raises NotFound, FailedPrecondition, StartFailed."""
         record = self._store.container(container_id, "start")
+        subject.bind(container=record.id, pod=record.pod_id)
         self.creations.used(container_key(record.pod_id, record.config.metadata))
         await self.starts.run(record.id, None, record.id, lambda: self._start(record.id))
 
@@ -262,23 +282,27 @@ class Runtime:
             record = self._store.container(container_id, "start")
             lifecycle.container_after(record.state, ContainerEvent.START, record.id)
             self._open_pod(record.pod_id, PodEvent.START)
-            start = containers.begin(self.parts, record)
+            start, operation = containers.begin(self.parts, record), containers.operation_of(self.parts, record)
             try:
-                await self.parts.operations.run(containers.START_CONTAINER, start, start.names)
+                await self.parts.operations.run(operation, start, start.names)
             except Unavailable:
                 self._sweep_soon()  # a process of Tare's was lost, which says nothing of the container: it can be started again
                 raise
             except Exception as error:
                 await self._record_failure(record, error)
                 raise
-            self._watchers.watch(container_id)
+            if operation is containers.START_CONTAINER:
+                self._watchers.watch(container_id)
+            await plugins.tell_container(self.parts, Moment.STARTED, container_id)
         log.info("container %s runs in pod %s", container_id, record.pod_id)
         return container_id
 
     async def _record_failure(self, record: ContainerRecord, error: Exception) -> None:
         log.warning("container %s did not start: %s", record.id, describe(error))
+        self.parts.arrivals.dismiss(record.id)
         try:
             await containers.record_failure(self.parts, record, error)
+            plugins.ended(self.parts, self._store.containers[record.id])
         except (TareError, OSError) as second:
             log.warning("container %s: %s", record.id, describe(second))
 
@@ -287,6 +311,8 @@ class Runtime:
         record = self._store.find_container(container_id, "stop")
         if record is None:
             return
+        self.stopping.tell(record.pod_id)
+        subject.bind(container=record.id, pod=record.pod_id)
         self.creations.used(container_key(record.pod_id, record.config.metadata))
         async with self._locks.hold(record.id, f"stop container {record.id}"):
             pass  # a start under way comes first; the grace itself holds up nobody
@@ -297,22 +323,38 @@ class Runtime:
         record = self._store.find_container(container_id, "remove")
         if record is None:
             return
+        subject.bind(container=record.id, pod=record.pod_id)
         self.creations.used(container_key(record.pod_id, record.config.metadata))
         async with self._locks.hold(record.id, f"remove container {record.id}"):
             if record.id not in self._store.containers:
                 return
             ref = containers.removal(self.parts, record.id)
+            told = plugins.removal(self.parts, self._store.containers[record.id])
             await self.parts.operations.run(containers.REMOVE_CONTAINER, ref, ref.names)
+        await plugins.tell_removed(self.parts, told)  # with no lock: what they want of others may wait for theirs
         log.info("container %s removed", record.id)
 
     async def update_container(self, container_id: str, wanted: Resources) -> None:
         """These limits hold, all or none. Raises NotFound, FailedPrecondition, InvalidArgument."""
         record = self._store.container(container_id, "update")
+        subject.bind(container=record.id, pod=record.pod_id)
         self.creations.used(container_key(record.pod_id, record.config.metadata))
-        async with self._locks.hold(record.id, f"update container {record.id}"):
-            update = updating.container_update(self.parts, self._store.container(record.id, "update"), wanted)
-            await self.parts.operations.run(updating.UPDATE_CONTAINER, update, update.names)
-        log.info("container %s: limits updated", record.id)
+        turn = self._changing if self.parts.plugins.active else nullcontext()
+        async with turn, self._locks.hold(record.id, f"update container {record.id}"):
+            record = self._store.container(record.id, "update")
+            updating.container_update(self.parts, record, wanted)  # plugins are not asked of what will be refused
+            await self._limit(record.id, await plugins.ask_limits(self.parts, record, wanted))
+            await plugins.tell_container(self.parts, Moment.UPDATED, record.id)
+
+    async def limit_container(self, container_id: str, wanted: Resources) -> None:
+        """As `update_container`, for plugins, which are not asked."""
+        async with self._locks.hold(container_id, f"update container {container_id}"):
+            await self._limit(container_id, wanted)
+
+    async def _limit(self, container_id: str, wanted: Resources) -> None:
+        update = updating.container_update(self.parts, self._store.container(container_id, "update"), wanted)
+        await self.parts.operations.run(updating.UPDATE_CONTAINER, update, update.names)
+        log.info("container %s: limits updated", container_id)
 
     def list_containers(self) -> Sequence[ContainerRecord]:
         """All, newest first."""
@@ -326,14 +368,13 @@ class Runtime:
         """Run a command to its end. Raises NotFound, FailedPrecondition, DeadlineExceeded, StartFailed."""
         record = self._running(container_id, ContainerEvent.EXEC)
         facts = self._store.container_facts[record.id]
-        spec = self._store.plan(record.id).spec
-        process = exec_process(spec, command, tty=False) | {"container": record.id}
+        process = exec.process_in(self._store, record, command, tty=False)
         exec_id = f"{record.id}-{next(self._exec_numbers)}"
         parts = self.parts
         try:
             handler = self._store.pods[record.pod_id].handler
             return await exec.exec_sync(
-                parts.handler, parts.cgroups, facts, self.execs, exec_id, process, timeout, handler
+                parts.handler, parts.cgroups, parts.operations, facts, self.execs, exec_id, process, timeout, handler
             )
         except Unavailable:
             self._sweep_soon()
@@ -366,10 +407,15 @@ class Runtime:
 
     def _running(self, container_id: str, event: ContainerEvent) -> ContainerRecord:
         record = self._store.container(container_id, event.value)
+        subject.bind(container=record.id, pod=record.pod_id)
         lifecycle.container_after(record.state, event, record.id)
         return record
 
     # The node
+
+    def waiting(self) -> int:
+        """How many operations wait for another on the same pod or container."""
+        return self._locks.waiting()
 
     def events(self) -> AsyncGenerator[Event]:
         """As `Journal.follow`."""
@@ -428,15 +474,16 @@ class Runtime:
             "cdiProblems": self.parts.cdi.problems(),
             "skippedLimits": dict(self.parts.cgroups.skipped),
             "network": self.parts.network.describe(),
+            "plugins": list(self.parts.plugins.titles()),
         }
 
     def cgroup_driver(self) -> str:
         """Who makes control groups, which a kubelet takes over."""
         return self.parts.cgroups.driver
 
-    def pod_info(self, pod_id: str) -> Mapping[str, object]:
+    async def pod_info(self, pod_id: str) -> Mapping[str, object]:
         """What a verbose status adds. Raises NotFound."""
-        return info.of_pod(self.parts, self._store.pod(pod_id, "look at"))
+        return await info.of_pod(self.parts, self._store.pod(pod_id, "look at"))
 
     def container_info(self, container_id: str) -> Mapping[str, object]:
         """What a verbose status adds. Raises NotFound."""
@@ -448,11 +495,3 @@ def condition(kind: str, reason: str, trouble: str | None) -> Condition:
     if trouble is None:
         return Condition(type=kind, status=True)
     return Condition(type=kind, status=False, reason=reason, message=trouble)
-
-
-def _no_effect(_: str) -> None:
-    """A start needs no claim."""
-
-
-async def _nothing_to_discard(_: str) -> None:
-    """A container whose start nobody came back for runs all the same."""

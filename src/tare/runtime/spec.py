@@ -218,6 +218,9 @@ def resources(wanted: Resources, devices: Sequence[DeviceNode] = (), *, privileg
         "hugepageLimits": [{"pageSize": item.page_size, "limit": item.limit} for item in wanted.hugepage_limits],
         "unified": dict(wanted.unified),
     }
+    for path, number in wanted.more.items():
+        section, _, name = path.partition(".")
+        result.setdefault(section, {})[name] = number
     return {key: value for key, value in result.items() if value}
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,8 +50,23 @@ class ContainerFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpointed:
+    """What a container is restored from: CRIU's `images`, and the directory where it may `work`; the keys of mounts that are to be given
+    (`external`) and of its streams ("": none that is inherited); whether TCP connections go on (`established`), or are closed; whether there
+    are `objects` of System V in the IPC namespace."""
+
+    images: str
+    work: str
+    external: tuple[str, ...] = ()
+    streams: tuple[str, str, str] = ("", "", "")
+    established: bool = True
+    objects: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The static half of a container: its OCI configuration, where its cgroup is to be, and its layers' directories, top first.
+    """The static half of a container: its OCI configuration, where its cgroup is to be, its layers' directories, top first, and the checkpoint
+    that it is restored from, if it is.
 
     The configuration is kept as text of its own: an environment may hold bytes that are no UTF-8 (surrogates, in the
     configuration), which ASCII JSON can carry.
@@ -60,6 +75,7 @@ class Plan:
     document: str
     cgroup: str
     lowers: tuple[str, ...] = ()
+    checkpoint: Checkpointed | None = None
 
     @classmethod
     def of(cls, spec: Mapping[str, Any], cgroup: str, lowers: Iterable[Path]) -> Plan:
@@ -98,6 +114,7 @@ class Store:
 
     def __init__(self, state: Database, boot: Database) -> None:
         self.journal = Journal()
+        self.listeners: list[Callable[[Kind, str, PodRecord], None]] = []  # told of all that the journal is told of
         self._state = state
         self._boot = boot
         self._pods = state.table("pods", PodRecord)
@@ -271,6 +288,8 @@ class Store:
         """It is an event, of a pod that there is (was, for its own end)."""
         if pod is not None:
             self.journal.add(kind, thing, pod, self.view(pod).containers)
+            for listener in self.listeners:
+                listener(kind, thing, pod)
 
     def put_planned(self, record: ContainerRecord, plan: Plan) -> None:
         """A container as it is now, its static half included."""

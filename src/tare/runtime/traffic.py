@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tare.runtime import netns
+from tare.network import place
 
 COUNTERS = "/proc/thread-self/net/dev"
 DEFAULT = "eth0"  # the name that CRI's runtimes and CNI give a pod's own interface
@@ -64,7 +64,7 @@ def look(namespaces: Sequence[Path]) -> Mapping[Path, tuple[Interface, ...]]:
     def visit() -> None:
         for namespace in namespaces:
             try:
-                netns.switch(namespace)
+                place.switch(namespace)
                 with open(COUNTERS) as counters:
                     text = counters.read()
             except OSError:

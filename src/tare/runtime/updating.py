@@ -23,7 +23,7 @@ from tare.state.operations import Operation, Step
 
 CPU = ("cpu_shares", "cpu_quota", "cpu_period", "cpuset_cpus", "cpuset_mems")
 MEMORY = ("memory_limit", "memory_swap_limit")
-SECTIONS = ("memory", "cpu", "hugepageLimits", "unified")
+SECTIONS = ("memory", "cpu", "hugepageLimits", "unified", "pids")
 UNLIMITED: Mapping[str, int] = {
     "memory_limit": -1,
     "memory_swap_limit": -1,
@@ -32,6 +32,12 @@ UNLIMITED: Mapping[str, int] = {
     "cpu_period": 100_000,
 }
 """What the kernel has where nothing was ever set."""
+UNLIMITED_MORE: Mapping[str, int | bool] = {
+    "memory.kernelTCP": -1,
+    "memory.disableOOMKiller": False,
+    "pids.limit": -1,
+}
+"""Likewise, of `Resources.more`."""
 NO_PAGES = (1 << 64) - 1
 
 
@@ -44,7 +50,8 @@ def merged(before: Resources, wanted: Resources) -> Resources:
         changes["memory_swap_limit"] = wanted.memory_swap_limit
     pages = {item.page_size: item for item in (*before.hugepage_limits, *wanted.hugepage_limits)}
     unified = {**before.unified, **wanted.unified}
-    return replace(before, **changes, hugepage_limits=tuple(pages.values()), unified=unified)
+    more = {**before.more, **wanted.more}
+    return replace(before, **changes, hugepage_limits=tuple(pages.values()), unified=unified, more=more)
 
 
 def live(wanted: Resources, after: Resources) -> dict[str, Any]:
@@ -55,6 +62,7 @@ def live(wanted: Resources, after: Resources) -> dict[str, Any]:
         **{name: getattr(after, name) for name in MEMORY if any(getattr(wanted, other) for other in MEMORY)},
         hugepage_limits=wanted.hugepage_limits,
         unified=wanted.unified,
+        more=wanted.more,
     )
     found = limits(named)
     if "memory" in found:
@@ -71,7 +79,7 @@ def limits(value: Resources) -> dict[str, Any]:
 def undoing(before: Resources, wanted: Resources) -> dict[str, Any]:
     """`linux.resources` that puts back what a request has changed: what was not set before is set to what the kernel begins with.
 
-    For sets of CPUs and files of `unified` that were not set there is no such value: those stay.
+    For sets of CPUs, files of `unified` and some of `more` that were not set there is no such value: those stay.
     """
     earlier = {item.page_size: item for item in before.hugepage_limits}
     values: dict[str, Any] = {}
@@ -85,16 +93,23 @@ def undoing(before: Resources, wanted: Resources) -> dict[str, Any]:
         for item in wanted.hugepage_limits
     )
     unified = {key: before.unified[key] for key in wanted.unified if key in before.unified}
-    return limits(Resources(**values, hugepage_limits=tuple(pages), unified=unified))
+    known = {**UNLIMITED_MORE, **before.more}
+    more = {key: known[key] for key in wanted.more if key in known}
+    return limits(Resources(**values, hugepage_limits=tuple(pages), unified=unified, more=more))
 
 
 def edited(plan: Plan, after: Resources) -> Plan:
     """A container's plan with these limits."""
     whole = plan.spec
+    put_limits(whole, after)
+    return replace(plan, document=Plan.of(whole, plan.cgroup, ()).document)
+
+
+def put_limits(whole: spec.Spec, after: Resources) -> None:
+    """A configuration has these limits, and nothing else of it changes."""
     kept = {key: item for key, item in whole["linux"].get("resources", {}).items() if key not in SECTIONS}
     whole["linux"]["resources"] = {**kept, **limits(after)}
     whole["process"]["oomScoreAdj"] = after.oom_score_adj
-    return replace(plan, document=Plan.of(whole, plan.cgroup, ()).document)
 
 
 @dataclass(slots=True, kw_only=True)

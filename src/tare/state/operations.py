@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from tare.errors import TareError, describe
 from tare.state.database import Database
 from tare.state.failpoints import failpoint
+from tare.state.file import BEGINS
 
 log = logging.getLogger(__name__)
 S = TypeVar("S")
@@ -40,11 +42,15 @@ class Step(Generic[S]):
 
 @dataclass(frozen=True, slots=True)
 class Operation(Generic[S]):
-    """Steps in order. `finish` says that recovery goes forward: every action runs again, in order, and must be idempotent."""
+    """Steps in order. `finish` says that recovery goes forward: every action runs again, in order, and must be idempotent.
+
+    `ends` says that it ends something, which may cost the room that is kept for that; what is finished always may.
+    """
 
     name: str
     steps: tuple[Step[S], ...]
     finish: bool = False
+    ends: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,19 +62,46 @@ class Intent:
     failures: tuple[str, ...] = ()
 
 
+class Watch(Protocol):
+    """Who is told of operations and their steps: by entering and leaving what these give."""
+
+    def operation(self, name: str, names: Mapping[str, str]) -> AbstractContextManager[object]:
+        """A whole operation, undoing included, on the subject that goes by `names`."""
+
+    def step(self, operation: str, step: str) -> AbstractContextManager[object]:
+        """One step, or "undo STEP"."""
+
+
+class Unwatched:
+    """Nobody is told."""
+
+    def __init__(self) -> None:
+        self._nothing = nullcontext()
+
+    def operation(self, name: str, names: Mapping[str, str]) -> AbstractContextManager[object]:
+        """Nothing."""
+        return self._nothing
+
+    def step(self, operation: str, step: str) -> AbstractContextManager[object]:
+        """Nothing."""
+        return self._nothing
+
+
 class Operations:
-    """Runs operations and keeps their intents in the boot-scoped database.
+    """Runs operations and keeps their intents in the boot-scoped database. `watch` is told of all that is run here.
 
     An intent lives as long as the boot: after a reboot the effects that belong to a boot are gone, and those that last
     are found by comparing what exists with what is recorded.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, watch: Watch | None = None) -> None:
         self._database = database
+        self._watch: Watch = watch or Unwatched()
         self._intents = database.table("intents", Intent)
         keys = [int(key) for key, _ in self._intents.items()]
         self._next = max(keys, default=0) + 1
         self._unfinished: dict[tuple[str, ...], str] = {}
+        self._active: dict[str, frozenset[str]] = {}
 
     async def run(self, operation: Operation[S], subject: S, names: Mapping[str, str]) -> None:
         """All steps, or an error after undoing them. `names` is what recovery will find the subject by.
@@ -76,15 +109,27 @@ class Operations:
         Not to be cancelled halfway: call it in a task of its own and shield that. Raises what the step raised.
         """
         key = self._key(operation, names)
+        self._active[key] = frozenset(names.values())
+        beginning = BEGINS.set(not (operation.finish or operation.ends))
+        try:
+            with self._watch.operation(operation.name, names):
+                await self._run(key, operation, subject, names)
+        finally:
+            BEGINS.reset(beginning)
+            del self._active[key]
+
+    async def _run(self, key: str, operation: Operation[S], subject: S, names: Mapping[str, str]) -> None:
         self._intents.put(key, Intent(operation=operation.name, subject=dict(names)))
         done = 0
         try:
             for step in operation.steps:
                 done += 1
-                await failpoint(operation.name, step.name, "before")
-                await step.action(subject)
-                await failpoint(operation.name, step.name, "after")
+                with self._watch.step(operation.name, step.name):
+                    await failpoint(operation.name, step.name, "before")
+                    await step.action(subject)
+                    await failpoint(operation.name, step.name, "after")
         except BaseException as error:
+            BEGINS.set(False)  # undoing ends things
             if isinstance(error, TareError) and error.step is None:
                 error.step = operation.steps[done - 1].name
             if operation.finish:
@@ -110,7 +155,8 @@ class Operations:
             if step.undo is None:
                 continue
             try:
-                await step.undo(subject)
+                with self._watch.step(operation.name, f"undo {step.name}"):
+                    await step.undo(subject)
             except Exception as error:  # noqa: BLE001 - one undo that fails must not keep the others from running
                 log.warning("undo %s.%s for %s: %s", operation.name, step.name, dict(names), describe(error))
                 failures.append(f"{step.name}: {describe(error)}")
@@ -120,13 +166,35 @@ class Operations:
             self._intents.delete(key)
         return tuple(failures)
 
-    def pending(self) -> list[Intent]:
-        """Operations that are under way, or could not be undone."""
-        return [intent for _, intent in self._intents.items()]
+    def pending(self, only: str | None = None) -> list[Intent]:
+        """Operations that are under way, or could not be undone; of one key alone, if it is given."""
+        return [intent for key, intent in self._intents.items() if only in (None, key)]
 
-    async def recover(self, operation: Operation[S], restore: Callable[[Mapping[str, str]], S]) -> int:
-        """Undo (or finish) every intent of this operation that an earlier process left; returns how many there were."""
-        intents = [(key, intent) for key, intent in self._intents.items() if intent.operation == operation.name]
+    def failed(self) -> dict[str, Intent]:
+        """By key, the operations that could not be undone or finished, on whose subjects nobody is at work now."""
+        busy = self.busy()
+        return {
+            key: intent
+            for key, intent in self._intents.items()
+            if intent.failures and key not in busy and busy.isdisjoint(intent.subject.values())
+        }
+
+    def busy(self) -> set[str]:
+        """Keys of the intents of operations that run now, and the names of what they are at work on."""
+        return {*self._active, *frozenset[str]().union(*self._active.values())}
+
+    async def recover(
+        self, operation: Operation[S], restore: Callable[[Mapping[str, str]], S], only: str | None = None
+    ) -> int:
+        """Undo (or finish) every intent of this operation that an earlier process left; returns how many there were.
+
+        Of one that is served already, `only` the intent of this key, if nobody is at it.
+        """
+        intents = [
+            (key, intent)
+            for key, intent in self._intents.items()
+            if intent.operation == operation.name and (only is None or key == only) and key not in self._active
+        ]
         for key, intent in intents:
             subject = restore(intent.subject)
             if not operation.finish:

@@ -6,6 +6,164 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class NetworksRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class NetworksReply(_message.Message):
+    __slots__ = ("networks",)
+    NETWORKS_FIELD_NUMBER: _ClassVar[int]
+    networks: _containers.RepeatedCompositeFieldContainer[Network]
+    def __init__(self, networks: _Optional[_Iterable[_Union[Network, _Mapping]]] = ...) -> None: ...
+
+class Network(_message.Message):
+    __slots__ = ("name", "mode", "state", "bridge", "subnets", "pods", "free", "about")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    BRIDGE_FIELD_NUMBER: _ClassVar[int]
+    SUBNETS_FIELD_NUMBER: _ClassVar[int]
+    PODS_FIELD_NUMBER: _ClassVar[int]
+    FREE_FIELD_NUMBER: _ClassVar[int]
+    ABOUT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    mode: str
+    state: str
+    bridge: str
+    subnets: _containers.RepeatedScalarFieldContainer[str]
+    pods: int
+    free: int
+    about: str
+    def __init__(self, name: _Optional[str] = ..., mode: _Optional[str] = ..., state: _Optional[str] = ..., bridge: _Optional[str] = ..., subnets: _Optional[_Iterable[str]] = ..., pods: _Optional[int] = ..., free: _Optional[int] = ..., about: _Optional[str] = ...) -> None: ...
+
+class CheckNetworksRequest(_message.Message):
+    __slots__ = ("pod_ids",)
+    POD_IDS_FIELD_NUMBER: _ClassVar[int]
+    pod_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, pod_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class NetworkFinding(_message.Message):
+    __slots__ = ("pod_id", "network", "troubles")
+    POD_ID_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
+    TROUBLES_FIELD_NUMBER: _ClassVar[int]
+    pod_id: str
+    network: str
+    troubles: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, pod_id: _Optional[str] = ..., network: _Optional[str] = ..., troubles: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RemoveNetworkRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class PruneNetworksRequest(_message.Message):
+    __slots__ = ("settings",)
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    settings: bool
+    def __init__(self, settings: _Optional[bool] = ...) -> None: ...
+
+class RemovedNetworks(_message.Message):
+    __slots__ = ("networks", "settings", "kept")
+    NETWORKS_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    networks: _containers.RepeatedCompositeFieldContainer[Network]
+    settings: _containers.RepeatedScalarFieldContainer[str]
+    kept: str
+    def __init__(self, networks: _Optional[_Iterable[_Union[Network, _Mapping]]] = ..., settings: _Optional[_Iterable[str]] = ..., kept: _Optional[str] = ...) -> None: ...
+
+class AuditRequest(_message.Message):
+    __slots__ = ("repair",)
+    REPAIR_FIELD_NUMBER: _ClassVar[int]
+    repair: bool
+    def __init__(self, repair: _Optional[bool] = ...) -> None: ...
+
+class AuditReply(_message.Message):
+    __slots__ = ("findings",)
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    findings: _containers.RepeatedCompositeFieldContainer[AuditFinding]
+    def __init__(self, findings: _Optional[_Iterable[_Union[AuditFinding, _Mapping]]] = ...) -> None: ...
+
+class AuditFinding(_message.Message):
+    __slots__ = ("kind", "name", "owner", "state", "text", "hint", "outcome", "mended")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    MENDED_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    name: str
+    owner: str
+    state: str
+    text: str
+    hint: str
+    outcome: str
+    mended: bool
+    def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., owner: _Optional[str] = ..., state: _Optional[str] = ..., text: _Optional[str] = ..., hint: _Optional[str] = ..., outcome: _Optional[str] = ..., mended: _Optional[bool] = ...) -> None: ...
+
+class SupervisedRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SupervisedReply(_message.Message):
+    __slots__ = ("containers",)
+    CONTAINERS_FIELD_NUMBER: _ClassVar[int]
+    containers: _containers.RepeatedCompositeFieldContainer[SupervisedContainer]
+    def __init__(self, containers: _Optional[_Iterable[_Union[SupervisedContainer, _Mapping]]] = ...) -> None: ...
+
+class SupervisedContainer(_message.Message):
+    __slots__ = ("pod_id", "container_id", "policy", "restarts", "state", "next_start", "health", "failing_streak", "probes")
+    POD_ID_FIELD_NUMBER: _ClassVar[int]
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    NEXT_START_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_FIELD_NUMBER: _ClassVar[int]
+    FAILING_STREAK_FIELD_NUMBER: _ClassVar[int]
+    PROBES_FIELD_NUMBER: _ClassVar[int]
+    pod_id: str
+    container_id: str
+    policy: str
+    restarts: int
+    state: str
+    next_start: int
+    health: str
+    failing_streak: int
+    probes: _containers.RepeatedCompositeFieldContainer[Probe]
+    def __init__(self, pod_id: _Optional[str] = ..., container_id: _Optional[str] = ..., policy: _Optional[str] = ..., restarts: _Optional[int] = ..., state: _Optional[str] = ..., next_start: _Optional[int] = ..., health: _Optional[str] = ..., failing_streak: _Optional[int] = ..., probes: _Optional[_Iterable[_Union[Probe, _Mapping]]] = ...) -> None: ...
+
+class Probe(_message.Message):
+    __slots__ = ("started_at", "finished_at", "exit_code", "output")
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_AT_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    started_at: int
+    finished_at: int
+    exit_code: int
+    output: str
+    def __init__(self, started_at: _Optional[int] = ..., finished_at: _Optional[int] = ..., exit_code: _Optional[int] = ..., output: _Optional[str] = ...) -> None: ...
+
+class LogLevelRequest(_message.Message):
+    __slots__ = ("level",)
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    level: str
+    def __init__(self, level: _Optional[str] = ...) -> None: ...
+
+class LogLevelReply(_message.Message):
+    __slots__ = ("level", "before")
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    level: str
+    before: str
+    def __init__(self, level: _Optional[str] = ..., before: _Optional[str] = ...) -> None: ...
+
 class RenewRequest(_message.Message):
     __slots__ = ("container_id", "image", "timeout")
     CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]

@@ -568,3 +568,439 @@ class Containers:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class NetworksStub:
+    """Pods' networks.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.List = channel.unary_unary(
+                '/tare.v1.Networks/List',
+                request_serializer=tare_dot_api_dot_v1_dot_tare__pb2.NetworksRequest.SerializeToString,
+                response_deserializer=tare_dot_api_dot_v1_dot_tare__pb2.NetworksReply.FromString,
+                _registered_method=True)
+        self.Check = channel.unary_stream(
+                '/tare.v1.Networks/Check',
+                request_serializer=tare_dot_api_dot_v1_dot_tare__pb2.CheckNetworksRequest.SerializeToString,
+                response_deserializer=tare_dot_api_dot_v1_dot_tare__pb2.NetworkFinding.FromString,
+                _registered_method=True)
+        self.Remove = channel.unary_unary(
+                '/tare.v1.Networks/Remove',
+                request_serializer=tare_dot_api_dot_v1_dot_tare__pb2.RemoveNetworkRequest.SerializeToString,
+                response_deserializer=tare_dot_api_dot_v1_dot_tare__pb2.RemovedNetworks.FromString,
+                _registered_method=True)
+        self.Prune = channel.unary_unary(
+                '/tare.v1.Networks/Prune',
+                request_serializer=tare_dot_api_dot_v1_dot_tare__pb2.PruneNetworksRequest.SerializeToString,
+                response_deserializer=tare_dot_api_dot_v1_dot_tare__pb2.RemovedNetworks.FromString,
+                _registered_method=True)
+
+
+class NetworksServicer:
+    """Pods' networks.
+    """
+
+    def List(self, request, context):
+        """Those that pods are on or can be put on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Check(self, request, context):
+        """Whether pods' networks are as they were made: of these, or of all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Remove(self, request, context):
+        """Take one away that no pod is on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Prune(self, request, context):
+        """Take all away that no pod is on, and give back the node's settings if that is asked for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_NetworksServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=tare_dot_api_dot_v1_dot_tare__pb2.NetworksRequest.FromString,
+                    response_serializer=tare_dot_api_dot_v1_dot_tare__pb2.NetworksReply.SerializeToString,
+            ),
+            'Check': grpc.unary_stream_rpc_method_handler(
+                    servicer.Check,
+                    request_deserializer=tare_dot_api_dot_v1_dot_tare__pb2.CheckNetworksRequest.FromString,
+                    response_serializer=tare_dot_api_dot_v1_dot_tare__pb2.NetworkFinding.SerializeToString,
+            ),
+            'Remove': grpc.unary_unary_rpc_method_handler(
+                    servicer.Remove,
+                    request_deserializer=tare_dot_api_dot_v1_dot_tare__pb2.RemoveNetworkRequest.FromString,
+                    response_serializer=tare_dot_api_dot_v1_dot_tare__pb2.RemovedNetworks.SerializeToString,
+            ),
+            'Prune': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prune,
+                    request_deserializer=tare_dot_api_dot_v1_dot_tare__pb2.PruneNetworksRequest.FromString,
+                    response_serializer=tare_dot_api_dot_v1_dot_tare__pb2.RemovedNetworks.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'tare.v1.Networks', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('tare.v1.Networks', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Networks:
+    """Pods' networks.
+    """
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tare.v1.Networks/List',
+            tare_dot_api_dot_v1_dot_tare__pb2.NetworksRequest.SerializeToString,
+            tare_dot_api_dot_v1_dot_tare__pb2.NetworksReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Check(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tare.v1.Networks/Check',
+            tare_dot_api_dot_v1_dot_tare__pb2.CheckNetworksRequest.SerializeToString,
+            tare_dot_api_dot_v1_dot_tare__pb2.NetworkFinding.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Remove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tare.v1.Networks/Remove',
+            tare_dot_api_dot_v1_dot_tare__pb2.RemoveNetworkRequest.SerializeToString,
+            tare_dot_api_dot_v1_dot_tare__pb2.RemovedNetworks.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prune(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tare.v1.Networks/Prune',
+            tare_dot_api_dot_v1_dot_tare__pb2.PruneNetworksRequest.SerializeToString,
+            tare_dot_api_dot_v1_dot_tare__pb2.RemovedNetworks.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class NodeStub:
+    """What is on the node, held against what is on record.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Audit = channel.unary_unary(
+                '/tare.v1.Node/Audit',
+                request_serializer=tare_dot_api_dot_v1_dot_tare__pb2.AuditRequest.SerializeToString,
+                response_deserializer=tare_dot_api_dot_v1_dot_tare__pb2.AuditReply.FromString,
+                _registered_method=True)
+
+
+class NodeServicer:
+    """What is on the node, held against what is on record.
+    """
+
+    def Audit(self, request, context):
+        """Everything of this instance that no record names, and everything that a record names and that is not there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_NodeServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Audit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Audit,
+                    request_deserializer=tare_dot_api_dot_v1_dot_tare__pb2.AuditRequest.FromString,
+                    response_serializer=tare_dot_api_dot_v1_dot_tare__pb2.AuditReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'tare.v1.Node', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('tare.v1.Node', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Node:
+    """What is on the node, held against what is on record.
+    """
+
+    @staticmethod
+    def Audit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tare.v1.Node/Audit',
+            tare_dot_api_dot_v1_dot_tare__pb2.AuditRequest.SerializeToString,
+            tare_dot_api_dot_v1_dot_tare__pb2.AuditReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class SupervisionStub:
+    """Containers that `tare run` made and that are restarted, or whose health is looked at.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Supervised = channel.unary_unary(
+                '/tare.v1.Supervision/Supervised',
+                request_serializer=tare_dot_api_dot_v1_dot_tare__pb2.SupervisedRequest.SerializeToString,
+                response_deserializer=tare_dot_api_dot_v1_dot_tare__pb2.SupervisedReply.FromString,
+                _registered_method=True)
+
+
+class SupervisionServicer:
+    """Containers that `tare run` made and that are restarted, or whose health is looked at.
+    """
+
+    def Supervised(self, request, context):
+        """All of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_SupervisionServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Supervised': grpc.unary_unary_rpc_method_handler(
+                    servicer.Supervised,
+                    request_deserializer=tare_dot_api_dot_v1_dot_tare__pb2.SupervisedRequest.FromString,
+                    response_serializer=tare_dot_api_dot_v1_dot_tare__pb2.SupervisedReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'tare.v1.Supervision', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('tare.v1.Supervision', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Supervision:
+    """Containers that `tare run` made and that are restarted, or whose health is looked at.
+    """
+
+    @staticmethod
+    def Supervised(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tare.v1.Supervision/Supervised',
+            tare_dot_api_dot_v1_dot_tare__pb2.SupervisedRequest.SerializeToString,
+            tare_dot_api_dot_v1_dot_tare__pb2.SupervisedReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class DaemonStub:
+    """The daemon itself.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.LogLevel = channel.unary_unary(
+                '/tare.v1.Daemon/LogLevel',
+                request_serializer=tare_dot_api_dot_v1_dot_tare__pb2.LogLevelRequest.SerializeToString,
+                response_deserializer=tare_dot_api_dot_v1_dot_tare__pb2.LogLevelReply.FromString,
+                _registered_method=True)
+
+
+class DaemonServicer:
+    """The daemon itself.
+    """
+
+    def LogLevel(self, request, context):
+        """From which level on lines are logged; with a level in the request, that one from now on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_DaemonServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'LogLevel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LogLevel,
+                    request_deserializer=tare_dot_api_dot_v1_dot_tare__pb2.LogLevelRequest.FromString,
+                    response_serializer=tare_dot_api_dot_v1_dot_tare__pb2.LogLevelReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'tare.v1.Daemon', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('tare.v1.Daemon', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Daemon:
+    """The daemon itself.
+    """
+
+    @staticmethod
+    def LogLevel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tare.v1.Daemon/LogLevel',
+            tare_dot_api_dot_v1_dot_tare__pb2.LogLevelRequest.SerializeToString,
+            tare_dot_api_dot_v1_dot_tare__pb2.LogLevelReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
