@@ -57,11 +57,12 @@ cd /
 umount /mnt/mnt/whole
 # From here on the shared root is /mnt.
 job=/mnt$job here=/mnt$repository/scripts/vm
-# What others keep in /var/lib is there to be read. Tare's own is not, so that tests begin without.
+# What others keep in /var/lib is there to be read. Tare's own is not, so that tests begin without; nor what skopeo keeps, a database that the
+# node's may be writing to.
 set --
 for entry in /mnt/var/lib/*; do
     case $entry in
-        */tare* | */systemd) ;;
+        */tare* | */systemd | */containers) ;;
         *) set -- "$@" "$entry" ;;
     esac
 done

@@ -15,12 +15,17 @@ from tare.cri.v1 import api_pb2 as pb
 from tests.support.node import Node, busy_node
 
 pytestmark = pytest.mark.root
-SETTINGS = """\
+USUAL, BLUE, SUBNET = (
+    f"tareu{os.getpid()}",
+    f"tareb{os.getpid()}",
+    f"10.214.{os.getpid() % 250}",
+)  # apart from another run's
+SETTINGS = f"""\
 [network]
-bridge = "tareusual0"
+bridge = "{USUAL}"
 [network.networks.blue]
-bridge = "tareblue0"
-subnet = "10.214.7.0/24"
+bridge = "{BLUE}"
+subnet = "{SUBNET}.0/24"
 """
 
 
@@ -66,7 +71,7 @@ def inspected(node: Node, pod: str) -> dict[str, Any]:
 
 def test_run_on_a_network_by_name(node: Node) -> None:
     shown = said(node, "run", "--network", "blue", node.image, "ip", "-o", "addr", "show", "dev", "eth0")
-    assert " inet 10.214.7." in shown
+    assert f" inet {SUBNET}." in shown
     result = tare(node, "run", "--network", "red", node.image, "true")
     assert result.returncode == 125 and "there are only blue, default" in result.stderr
 
@@ -74,23 +79,23 @@ def test_run_on_a_network_by_name(node: Node) -> None:
 def test_networks_are_listed_shown_and_taken_away(node: Node) -> None:
     pod = node.run_pod(node.pod_config("web", annotations={"network.tare.dev/network": "blue"}))
     usual, blue = listed(node)["default"], listed(node)["blue"]
-    assert (usual["state"], usual["bridge"], usual["pods"]) == ("ready", "tareusual0", {})
-    assert (blue["state"], blue["subnets"], blue["gateways"]) == ("ready", ["10.214.7.0/24"], ["10.214.7.1/24"])
+    assert (usual["state"], usual["bridge"], usual["pods"]) == ("ready", USUAL, {})
+    assert (blue["state"], blue["subnets"], blue["gateways"]) == ("ready", [f"{SUBNET}.0/24"], [f"{SUBNET}.1/24"])
     assert blue["pods"] == {pod: node.pod_status(pod).network.ip}
     rows = [line.split() for line in said(node, "network", "ls").splitlines()]
     assert rows[0] == ["NAME", "MODE", "STATE", "BRIDGE", "SUBNETS", "PODS", "FREE"]
-    assert ["blue", "embedded", "ready", "tareblue0", "10.214.7.0/24", "1", "252"] in rows
+    assert ["blue", "embedded", "ready", BLUE, f"{SUBNET}.0/24", "1", "252"] in rows
     (told,) = json.loads(said(node, "network", "inspect", "blue"))
     assert told["pods"] == {pod: {"name": "tests/web", "address": node.pod_status(pod).network.ip}}
     result = tare(node, "network", "rm", "blue")
     assert result.returncode == 1 and f"1 pods are on it: {pod[:13]}" in result.stderr
-    assert said(node, "network", "prune") == "removed default (tareusual0)\n"
+    assert said(node, "network", "prune") == f"removed default ({USUAL})\n"
     assert listed(node)["default"]["state"] == "made when needed"
     node.stop_pod(pod)
     node.remove_pod(pod)
-    assert said(node, "network", "rm", "blue") == "removed blue (tareblue0)\n"
+    assert said(node, "network", "rm", "blue") == f"removed blue ({BLUE})\n"
     links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True, timeout=10).stdout
-    assert "tareblue0" not in links and "tareusual0" not in links
+    assert BLUE not in links and USUAL not in links
     assert tare(node, "network", "inspect", "red").stderr == "tare: there is no network red (see  tare network ls)\n"
     assert node.pod_status(node.run_pod("again")).network.ip
 
@@ -103,19 +108,19 @@ def test_the_whole_path_of_a_pod(node: Node) -> None:
     assert (found["mode"], found["name"], found["bridge"], found["lease"]) == (
         "embedded",
         "default",
-        "tareusual0",
+        USUAL,
         address,
     )
     assert found["namespace"] == f"{node.daemon.run}/pods/{pod}/net"
     assert found["namespaceNumber"] == os.stat(found["namespace"]).st_ino
     eth0 = found["interfaces"][1]
     assert eth0["addresses"][0].startswith(f"{address}/") and eth0["peer"]["name"] == f"tare{pod[:11]}"
-    assert eth0["peer"]["bridge"] == "tareusual0"
+    assert eth0["peer"]["bridge"] == USUAL
     assert {"destination": "0.0.0.0/0", "interface": "eth0"}.items() <= found["routes"][0].items()
     assert found["ports"] == [
         {"protocol": "tcp", "hostIP": "0.0.0.0", "hostPort": 18931, "podIP": address, "containerPort": 80}
     ]
-    assert found["rules"]["table"] == "inet tare-tareusual0" and found["rules"]["count"] > 10
+    assert found["rules"]["table"] == f"inet tare-{USUAL}" and found["rules"]["count"] > 10
     assert (found["rates"], found["troubles"]) == ({"ingress": 10_000_000, "egress": 20_000_000}, [])
     on_node = node.run_pod(node.pod_config("own", network=pb.NODE))
     assert inspected(node, on_node) == {"ips": [], "mode": "node"}

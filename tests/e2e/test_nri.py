@@ -379,14 +379,22 @@ def test_a_group_of_its_own_choice(node: Node, tmp_path: Path) -> None:
         note("path", path=path)
         return ContainerAdjustment(linux=LinuxContainerAdjustment(cgroups_path=path.rpartition("/")[0] + "/chosen"))
     """
-    with plugin(node, tmp_path, "10", "chooses", body) as chooses:
+    held = node.daemon.run / "held"
+    node.daemon.stop()
+    node.daemon.start({"TARE_FAILPOINTS": "CreateContainer.plugins.after=hold"})
+    with plugin(node, tmp_path, "10", "chooses", body) as chooses, ThreadPoolExecutor(1) as threads:
         pod = node.run_pod("chooses")
+        words = ("FAILED_PRECONDITION", "it is another's")
+        at_once = threads.submit(node.refused, *words, node.create, pod, "at-once", "true")
+        until(held.exists)
         container = node.start(node.create(pod, "main", "sleep", "1000"))
+        held.unlink()
+        at_once.result(60)
         path = chooses.until("path")["path"].rpartition("/")[0] + "/chosen"
         assert info(node, container)["cgroup"] == path
         pid = info(node, container)["pid"]
         assert f":{path}\n" in Path(f"/proc/{pid}/cgroup").read_text()
-        node.refused("FAILED_PRECONDITION", "it is another's", node.create, pod, "second", "true")
+        node.refused(*words, node.create, pod, "second", "true")
 
 
 def connect(node: Node) -> socket.socket:

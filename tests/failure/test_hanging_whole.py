@@ -52,7 +52,9 @@ def others_go_on(node: Node, name: str) -> None:
     """A pod's whole life, within the time that nobody has to wait for anybody."""
     began = time.monotonic()
     pod = node.run_pod(name)
-    container = node.start(node.create(pod, "main", "sh", "-c", "trap 'exit 4' TERM; echo up; sleep 1000 & wait"))
+    container = node.start(
+        node.create(pod, "main", "sh", "-c", "trap 'exit 4' TERM; echo up; while :; do sleep 0.05; done")
+    )
     node.wait_for_log(container, "up")
     assert node.exec(container, "echo", "here").stdout == b"here\n"
     node.stop(container, 10)

@@ -22,6 +22,7 @@ from tare.network import attach
 from tare.network.attach import Attachment
 from tare.network.embedded import ANNOTATION, EmbeddedNetworks
 from tare.network.hostports import Port
+from tare.network.rtnetlink import Link
 from tare.network.wishes import Wishes
 from tare.state.database import Database
 from tests.support.netns import TIMEOUT, Namespace, ip, on_its_own_node, sh, udp, wire
@@ -211,7 +212,7 @@ def test_a_pod_that_comes_while_its_network_is_taken_away_finds_it_made_anew(
         on.detach(A)
         held, remove_link = threading.Event(), attach.remove_link
 
-        def slow(link: attach.Link) -> None:
+        def slow(link: Link) -> None:
             held.wait(TIMEOUT)
             remove_link(link)
 

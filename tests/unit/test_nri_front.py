@@ -185,7 +185,7 @@ def test_a_connection_that_cannot_be_taken_is_tried_again_after_a_while(
     async def scenario() -> None:
         listening = server(tmp_path / "nri.sock", registration_timeout=20.0)
         with monkeypatch.context() as patched:
-            patched.setattr(server_module.socket, "socket", Full)
+            patched.setattr(socket, "socket", Full)
             await listening.start(NOBODY)
         monkeypatch.setattr(server_module, "PAUSE", 0.1)
         connected = await connect(str(listening.path))

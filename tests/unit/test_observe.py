@@ -372,7 +372,7 @@ def test_the_endpoint_has_so_many_connections_and_none_for_long() -> None:
             writer.close()
 
     async def play() -> None:
-        endpoint = Endpoint(Metrics().registry, Still(), "127.0.0.1", 0, life=1.0)
+        endpoint = Endpoint(Metrics().registry, Still(), "127.0.0.1", 0, life=3.0)
         await endpoint.start()
         try:
             first = await scrape(endpoint.port)
@@ -387,5 +387,33 @@ def test_the_endpoint_has_so_many_connections_and_none_for_long() -> None:
             assert (await scrape(endpoint.port)).startswith(b"HTTP/1.1 200 OK")
         finally:
             await endpoint.stop()
+
+    asyncio.run(asyncio.wait_for(play(), 60))
+
+
+class Stuck(Still):
+    """Gauges whose look does not end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looking = asyncio.Event()
+
+    async def refresh(self) -> None:
+        """For ever."""
+        self.looking.set()
+        await asyncio.Event().wait()
+
+
+def test_an_answer_that_does_not_come_does_not_hold_up_the_daemons_end() -> None:
+    async def play() -> None:
+        gauges = Stuck()
+        endpoint = Endpoint(Metrics().registry, gauges, "127.0.0.1", 0, life=300.0)
+        await endpoint.start()
+        _, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        await gauges.looking.wait()
+        async with asyncio.timeout(20):
+            await endpoint.stop()
+        writer.close()
 
     asyncio.run(asyncio.wait_for(play(), 60))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from tare.errors import DeadlineExceeded, InternalError, InvalidArgument, ResourceExhausted, Unavailable
 from tare.handlers.builtin import ExitRecord, Process
-from tare.runtime import groups, podfiles, sysctls
+from tare.runtime import groups, podfiles, strays, sysctls
 from tare.runtime.bounds import deadline, kernel_errors, twice
 from tare.runtime.creating import is_refused
 from tare.runtime.exec import Capture
@@ -263,3 +264,11 @@ def test_an_end_is_waited_for_also_where_its_kills_cannot_be_counted(caplog: pyt
 
     asyncio.run(body())
     assert "container c: watch for OOM kills: " in caplog.text
+
+
+def test_records_that_were_cut_off_are_those_of_dead_writers(tmp_path: Path) -> None:
+    for folder in ("tasks", "exits"):
+        (tmp_path / folder).mkdir()
+    for name in ("7.70", f"7.71.{os.getpid()}.tmp", "7.72.4194305.tmp"):  # no PID is so large
+        (tmp_path / "exits" / name).touch()
+    assert strays.cut_off(tmp_path) == [tmp_path / "exits/7.72.4194305.tmp"]

@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
-from tare.errors import DeadlineExceeded, Unavailable
+from tare.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from tare.handlers.builtin import Process
 from tare.runtime import interactive, netns, trees
 from tare.runtime.interactive import Interactive
+from tare.runtime.records import ContainerState
+from tare.runtime.streams import Streams
 from tare.runtime.trees import Member
 
 NAMESPACE = Path("/run/netns/pod")
@@ -108,6 +110,45 @@ def test_a_process_whose_terminal_is_lost_is_killed(monkeypatch: pytest.MonkeyPa
     with pytest.raises(Unavailable, match="the terminal was lost"):
         asyncio.run(sessions._start(record, facts, {"terminal": True}, group, (0, 1, 2)))
     assert handler.done == [(MADE, signal.SIGKILL), (MADE, "forgotten")]
+
+
+class Leaving:
+    """Logs of a container that is removed, or cannot be started, while a client joins it."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        self.facts = facts
+        self.ours, self.theirs = socket.socketpair()
+        self.theirs.settimeout(5)
+
+    async def attach(self, group: str, container_id: str) -> socket.socket:
+        self.facts.clear()
+        return self.ours
+
+    async def end_input(self, group: str, container_id: str) -> None:
+        raise AssertionError
+
+
+def test_a_container_that_goes_while_a_client_joins_it_is_no_defect() -> None:
+    """What has been joined is closed where the rest fails."""
+    config = SimpleNamespace(tty=True, stdin=True, stdin_once=False)
+    record: Any = SimpleNamespace(id="box", state=ContainerState.RUNNING, config=config)
+    facts: dict[str, Any] = {"box": SimpleNamespace(group="g")}
+    logs = Leaving(facts)
+    store = SimpleNamespace(container_facts=facts, container=lambda *_: record)
+
+    async def terminal(container_id: str) -> None:
+        return None
+
+    parts: Any = SimpleNamespace(store=store, logs=logs, handler=SimpleNamespace(terminal=terminal))
+    client: Any = SimpleNamespace()
+    sessions = Interactive(parts, set(), hangup_seconds=1)
+    wanted = Streams(stdin=True, stdout=True, stderr=False, tty=True)
+    with pytest.raises(Unavailable, match="nobody has its terminal any more"):
+        asyncio.run(sessions.attach("box", wanted, client))
+    with logs.theirs:
+        assert logs.theirs.recv(1) == b""
+    with pytest.raises(FailedPrecondition, match="does not run any more"):
+        asyncio.run(sessions.attach("box", wanted, client))
 
 
 # Trees

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tare.cli import crilog
-from tare.cli.client import CALL_SECONDS, CallFailed, Client
+from tare.cli.client import CALL_SECONDS, Client
 from tare.cli.credentials import credentials
 from tare.cli.follow import LogFile
 from tare.cli.health import RESTART_ANNOTATION, SUPERVISION, next_attempt, supervision_of, supervision_options
@@ -252,24 +252,9 @@ class Session:
         )
         url = self.client.call(self.client.runtime.Attach, wanted).url
         stopping = Stopping(self, stop_timeout)
-        failed: list[Exception] = []
-
-        def ready() -> None:
-            try:
-                self.start()
-            except CallFailed as error:
-                failed.append(error)
-
-        try:
-            left = stream.join(
-                url, self.client.socket, stdin=stdin, tty=tty, keys=keys, ready=ready, signalled=stopping.look
-            )
-        except stream.SessionFailed:
-            if not failed:
-                raise
-            left = 0
-        if failed:
-            raise failed[0]
+        left = stream.join(
+            url, self.client.socket, stdin=stdin, tty=tty, keys=keys, ready=self.start, signalled=stopping.look
+        )
         if left is None:
             return None
         pause = FIRST_POLL

@@ -90,9 +90,11 @@ class Socket:
         connection.setblocking(False)
 
     def until_ready(self) -> None:
-        """Until the daemon says that all is ready for the session, which is its first message, or hangs up."""
+        """Until the daemon says that all is ready for the session, which is its first message. Raises SessionFailed where it hangs up."""
         self.connection.settimeout(SECONDS)
-        while not self.early and not self.over:
+        while not self.early:
+            if self.over:
+                raise SessionFailed("open a stream", cause="the daemon is not ready for it", hint="see its log")
             self.early += self.receive()
         self.connection.setblocking(False)
 
@@ -221,7 +223,8 @@ def window() -> bytes | None:
 
 
 class Session:
-    """One exec or attach. `run` returns the exit code, None where the keys were typed that detach. `signalled` is called after each signal."""
+    """One exec or attach. `run` returns the exit code, None where the keys were typed that detach. `signalled` is called after each signal,
+    and as it begins."""
 
     def __init__(
         self, channel: Socket, *, stdin: bool, tty: bool, keys: bytes, signalled: Callable[[], object] = lambda: None
@@ -268,6 +271,7 @@ class Session:
         listening = False
         for message in self.channel.early:
             self.take(message)
+        self.signalled()  # what came before anybody was woken by it
         while not self.channel.over and not self.detached:
             wanted = self.stdin and len(self.channel.unsent) < FULL
             if wanted != listening:
@@ -354,10 +358,14 @@ def join(
     ready: Callable[[], object] | None = None,
     signalled: Callable[[], object] = lambda: None,
 ) -> int | None:
-    """Run a session at a URL. `ready` is called once the daemon is ready for it, before anything is passed on."""
+    """Run a session at a URL. `ready` is called once the daemon is ready for it, before anything is passed on; if that fails, there is no session."""
     wanted = parse_keys(keys)
     channel = Socket(connect(url, beside), url, PROTOCOL)
     if ready is not None:
-        channel.until_ready()
-        ready()
+        try:
+            channel.until_ready()
+            ready()
+        except BaseException:
+            channel.connection.close()
+            raise
     return Session(channel, stdin=stdin, tty=tty, keys=wanted, signalled=signalled).run()

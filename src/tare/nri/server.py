@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import stat
+from functools import partial
 from pathlib import Path
 
 from tare.config import NriConfig
@@ -89,7 +90,12 @@ class Server:
             return
         task = asyncio.ensure_future(self._join(connected))
         self._joining.add(task)
-        task.add_done_callback(self._joining.discard)
+        task.add_done_callback(partial(self._joined, connected))
+
+    def _joined(self, connected: socket.socket, task: asyncio.Task[None]) -> None:
+        self._joining.discard(task)
+        if task.cancelled():  # perhaps before its first step
+            connected.close()
 
     def _look_again(self, listener: socket.socket) -> None:
         if self._listener is listener:

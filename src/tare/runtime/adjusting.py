@@ -62,6 +62,11 @@ def check_group(parts: Parts, doing: str, path: str) -> None:
         raise InvalidArgument(doing, cause="it is no absolute path of a group below another")
     if missing := parts.cgroups.missing_groups(parent):
         raise FailedPrecondition(doing, cause=f"there is no group {missing[-1]}", hint="make it first")
+    refuse_anothers(parts, doing, path)
+
+
+def refuse_anothers(parts: Parts, doing: str, path: str) -> None:
+    """Raise FailedPrecondition for a group that is there already, or is a container's on record."""
     store = parts.store
     if parts.cgroups.exists(path) or any(store.plan(key).cgroup == path for key in store.containers):
         raise FailedPrecondition(doing, cause="it is another's")

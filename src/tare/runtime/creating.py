@@ -77,6 +77,7 @@ class Creation:
     resources: Resources | None = None
     described: Described | None = None
     base: str = ""
+    chosen: bool = False  # its group, by a plugin
 
     @property
     def names(self) -> dict[str, str]:
@@ -340,6 +341,7 @@ async def ask_plugins(creation: Creation) -> None:
         name = creation.asked.config.metadata.name
         spec = await adjusting.configuration(creation.parts, name, creation.plan, wanted)
         creation.resources = wanted.resources
+        creation.chosen = wanted.cgroup != creation.plan.cgroup
         creation.plan = Plan.of(spec, wanted.cgroup, creation.lowers)
 
 
@@ -378,6 +380,9 @@ async def remove_snapshot(creation: Creation) -> None:
 async def record(creation: Creation) -> None:
     """From here on the container exists."""
     assert creation.plan is not None
+    if creation.chosen:  # two that were made at once may have been given one group
+        group = creation.plan.cgroup
+        adjusting.refuse_anothers(creation.parts, f"make container {creation.id} in control group {group!r}", group)
     creation.parts.store.add_container(as_record(creation), creation.plan)
 
 

@@ -286,6 +286,7 @@ class Runtime:
             try:
                 await self.parts.operations.run(operation, start, start.names)
             except Unavailable:
+                self.parts.arrivals.dismiss(record.id)
                 self._sweep_soon()  # a process of Tare's was lost, which says nothing of the container: it can be started again
                 raise
             except Exception as error:

@@ -45,7 +45,7 @@ def find(run: Path, ours: Collection[Process], made_before: int | None) -> list[
 
 
 async def end(run: Path, handler: Handler, processes: Collection[Process]) -> None:
-    """Kill them, and forget how they ended."""
+    """Kill them, and forget how they ended. With them goes what somebody was writing there when he was killed."""
     for process in processes:
         if handler.signal(process, signal.SIGKILL):
             log.info("process %d was started for a caller that is gone: killed", process.pid)
@@ -57,3 +57,11 @@ async def end(run: Path, handler: Handler, processes: Collection[Process]) -> No
             continue
         handler.forget(process)
         (run / "tasks" / f"{process.pid}.{process.start_time}").unlink(missing_ok=True)
+    for path in cut_off(run):
+        path.unlink(missing_ok=True)
+
+
+def cut_off(run: Path) -> list[Path]:
+    """Records that got no name: NAME.PID.tmp of a writer that lives no more."""
+    found = [path for folder in ("tasks", "exits") for path in (run / folder).glob("*.tmp")]
+    return [path for path in found if not Path("/proc", path.name.split(".")[-2]).exists()]
