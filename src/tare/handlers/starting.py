@@ -177,7 +177,7 @@ class Starts:
                 await self._unwanted(born, name)
                 return None
             try:
-                process = await self._born(born, doing, spec)
+                process = await self._born(born, name, doing, spec)
                 if process is not None:
                     with self._ended_where_this_fails(process):
                         await tell(on_created, process)
@@ -186,10 +186,13 @@ class Starts:
                 os.close(sealed)
         return process
 
-    async def _born(self, born: asyncio.Future[Answer], doing: str, spec: Spec) -> Process | None:
+    async def _born(self, born: asyncio.Future[Answer], name: bytes, doing: str, spec: Spec) -> Process | None:
         """The process that waits for its plan; None where the launcher does not know how to make one."""
         try:
             answer, received = await born
+        except asyncio.CancelledError:  # it may have been there by then
+            await self._unwanted(born, name)
+            raise
         except Refused as error:
             if error.step == "launcher" and error.errno == errno.ENOSYS:
                 self._begins = False
