@@ -355,9 +355,10 @@ def small_disk(directory: Path, size: str) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("size", "reserve", "words"),
     [
-        ("1m", -1 << 30, "No space left on device"),
-        ("5m", -1 << 30, "No space left on device"),
-        ("3m", 0, "MiB are needed"),
+        # Beside the four that the databases have for themselves.
+        ("7m", -1 << 30, "No space left on device"),
+        ("9m", -1 << 30, "No space left on device"),
+        ("7m", 0, "MiB are needed"),
     ],
 )
 def test_a_full_disk_leaves_nothing(
