@@ -18,7 +18,7 @@ from tests.support.node import Node
 from tests.support.registry import Registry
 
 pytestmark = pytest.mark.root
-SECONDS = float(os.environ.get("TARE_CHAOS_SECONDS", "180"))
+SECONDS = float(os.environ.get("TARE_CHAOS_SECONDS", "120"))
 KEEP = os.environ.get("TARE_CHAOS_KEEP", "")  # a directory for what a run that failed leaves to read
 WORKERS = 4
 

@@ -195,13 +195,7 @@ def test_a_daemon_that_hangs_is_started_again(node: Node, three: dict[str, str])
     all_goes_on(node, three)
 
 
-def test_pods_outlive_the_service_and_end_under_the_next(node: Node, three: dict[str, str]) -> None:
-    before = pids(node, three)
-    assert node.daemon.stop()
-    assert all(Path(f"/proc/{pid}").exists() for pid in before)
-    node.daemon.start()
-    assert pids(node, three) == before
-    all_goes_on(node, three)
+def test_pods_end_and_the_store_is_emptied(node: Node, three: dict[str, str]) -> None:
     for container in three.values():
         node.stop(container, timeout=0)
         status = node.wait(container)
