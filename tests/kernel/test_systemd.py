@@ -357,6 +357,7 @@ def test_a_scope_that_is_made_elsewhere_is_refused(systemd: Instance) -> None:
                 await place(pid)
             with pytest.raises(FailedPrecondition, match="not loaded"):
                 await manager.control_group(where.unit)
+            await groups.remove(f"/another{where.path}")
 
     with systemd.process() as (pid, _):
         run(systemd, life)
