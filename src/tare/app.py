@@ -108,6 +108,15 @@ class Daemon:
     ballast: Ballast
 
 
+def networks(config: Config, state: Database, handler: BuiltinHandler) -> Networks:
+    """Both kinds: pods of the one that the settings do not name may be there still."""
+    return Networks(
+        config.network.mode,
+        EmbeddedNetworks(state, config.network, config.run),
+        CniNetwork(state, config.network, handler.commands, active=config.network.mode == "cni"),
+    )
+
+
 def build(config: Config, cgroups: CgroupManager, observers: Observers) -> Daemon:
     """Everything from the settings; nothing is started and nothing on the node is changed but for the databases."""
     run, root = config.run, config.root
@@ -121,11 +130,7 @@ def build(config: Config, cgroups: CgroupManager, observers: Observers) -> Daemo
     logs = Logs(run, handler.start_logger)
     handlers = Handlers(handler, config.runtime, run)
     watchers = Watchers(store, handlers, cgroups, logs)
-    network = Networks(
-        config.network.mode,
-        EmbeddedNetworks(state, config.network, run),
-        CniNetwork(state, config.network, handler.commands, active=config.network.mode == "cni"),
-    )
+    network = networks(config, state, handler)
     images = ImageService(state, operations, root, config.images, store.layers, commands=handler.commands)
     front = Front(config.nri, store)
     parts = Parts(

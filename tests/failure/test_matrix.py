@@ -6,8 +6,8 @@ The cases are made from the operations themselves, so that a new step is covered
       ─► the same call again, which succeeds ─► the container runs, execs, and ends with its code ─► everything is removed
       ─► its log is whole, and no mount, namespace, link, lease, cgroup, process, file or record is left
 
-The daemon alone is killed at every point, the launcher alone before each step; loggers, the keeper, and several at once in turn, one of them at
-each step (TARE_MATRIX=all: each of them at every point). `docs/reliability.md` has the table.
+The daemon alone and the launcher alone are killed at every point; loggers, the keeper, and several at once in turn, one of them at each
+step (TARE_MATRIX=all: each of them at every point). `docs/reliability.md` has the table.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def test_the_daemon_is_killed(node: Node, point: str) -> None:
     assert trip.died
 
 
-@pytest.mark.parametrize("point", POINTS if WHOLE else POINTS[::2])
+@pytest.mark.parametrize("point", POINTS)
 def test_the_launcher_is_killed(node: Node, point: str) -> None:
     node.daemon.start({"TARE_FAILPOINTS": f"{point}=kill-launcher"})
     before = launcher_pid(node)

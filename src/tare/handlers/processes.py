@@ -260,12 +260,3 @@ def past_exec(pid: int) -> bool:
         return os.readlink(f"/proc/{pid}/exe") not in IMAGES
     except OSError:
         return False
-
-
-def executable(pid: int) -> tuple[int, int] | None:
-    """Device and inode of what a process executes; None where there is no such process."""
-    try:
-        status = os.stat(f"/proc/{pid}/exe")
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
